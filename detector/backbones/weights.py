@@ -1,0 +1,88 @@
+"""Loading pretrained trunks."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+# The classifier of an ImageNet network, which a detector has no use for.
+CLASSIFIER = ("fc.", "classifier.", "head.")
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Tensors of a ``.safetensors`` file, or of a ``.pth``/``.pt`` file without running its code.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is damaged or holds anything but tensors by name.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such weights file; check model.backbone.weights")
+    try:
+        if path.suffix == ".safetensors":
+            state = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # both libraries raise many kinds for a damaged file
+        raise ValueError(
+            f"{path}: not a readable weights file ({error}); fetch it again"
+        ) from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}: holds {type(state).__name__}, expected tensors by name")
+    state = state.get("model", state)
+    if not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path}: expected a plain state dict of tensors by name")
+    return state
+
+
+def load_backbone_weights(backbone: nn.Module, path: str | Path) -> None:
+    """Copies a state dict into ``backbone`` and reports what it did not find.
+
+    A file may lack parameters (they keep their random values and are named in a warning), but what
+    it has must fit.
+
+    Raises:
+        ValueError: shapes differ, names are unknown, or nothing matches at all.
+    """
+    state = {
+        name: value
+        for name, value in read_state_dict(path).items()
+        if not name.startswith(CLASSIFIER) and not name.endswith("num_batches_tracked")
+    }
+    own = {
+        name: value
+        for name, value in backbone.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    unknown = [name for name in state if name not in own]
+    differing = [
+        f"{name}: {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"
+        for name in state
+        if name in own and state[name].shape != own[name].shape
+    ]
+    problems = differing + [f"{name}: not in the model" for name in unknown]
+    if problems or not state:
+        listing = "\n  ".join(problems[:8]) or "the file holds no backbone parameters"
+        raise ValueError(
+            f"{path}: does not fit this backbone\n  {listing}\n"
+            f"  ({len(problems)} of {len(state)} entries differ; is model.backbone.name the "
+            "network the file was made for?)"
+        )
+    missing = [name for name in own if name not in state]
+    backbone.load_state_dict(state, strict=False)
+    logger.info("%s: %d of %d backbone tensors loaded", path, len(state), len(own))
+    if missing:
+        logger.warning(
+            "%s lacks %d tensors, which start from random values: %s",
+            path,
+            len(missing),
+            ", ".join(missing),
+        )

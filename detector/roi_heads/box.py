@@ -1,0 +1,140 @@
+"""The box branch: classify each RoI and refine its box (Fast R-CNN, section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detector.ops.boxes import encode_boxes
+from detector.ops.slots import put_slots, slots_to_compute, take_slots
+from detector.roi_heads.detections import DetectionLayer
+from detector.roi_heads.pooler import RoIAlignPooler
+from detector.structures import Detections, Proposals, SampledRoIs, Targets
+
+
+class TwoFCHead(nn.Module):
+    """Two fully connected layers on the flattened RoI (FPN, section 4.2).
+
+    Args:
+        in_channels: C of the features.
+        pooled_size: side of the pooled square.
+        width: outputs of each layer.
+    """
+
+    def __init__(self, in_channels: int = 256, pooled_size: int = 7, width: int = 1024) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(in_channels * pooled_size**2, width)
+        self.fc2 = nn.Linear(width, width)
+        self.out_channels = width
+        for layer in (self.fc1, self.fc2):
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """``(N, C, S, S)`` to ``(N, width)``."""
+        return F.relu(self.fc2(F.relu(self.fc1(pooled.flatten(1)))))
+
+
+class BoxPredictor(nn.Module):
+    """Class scores with background last, and deltas of each class.
+
+    Args:
+        in_channels: width of the head.
+        num_classes: K.
+        class_agnostic: one box for all classes instead of one for each.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, class_agnostic: bool = False) -> None:
+        super().__init__()
+        self.num_box_classes = 1 if class_agnostic else num_classes
+        self.scores = nn.Linear(in_channels, num_classes + 1)
+        self.deltas = nn.Linear(in_channels, 4 * self.num_box_classes)
+        nn.init.normal_(self.scores.weight, std=0.01)
+        nn.init.normal_(self.deltas.weight, std=0.001)
+        nn.init.zeros_(self.scores.bias)
+        nn.init.zeros_(self.deltas.bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``(N, in_channels)`` to logits ``(N, K + 1)`` and deltas ``(N, K or 1, 4)``."""
+        return self.scores(x).float(), self.deltas(x).float().unflatten(1, (-1, 4))
+
+
+class BoxBranch(nn.Module):
+    """Pooler, head, predictor, their losses and the final detections.
+
+    Args:
+        num_classes: K.
+        pooler: gives the RoI features.
+        head: turns them into vectors.
+        predictor: scores and deltas.
+        detections: chooses the final boxes at inference.
+        delta_weights: see :func:`detector.ops.boxes.encode_boxes`.
+        smooth_l1_beta: where the box loss turns linear; 0 is L1, 1 is Fast R-CNN's.
+        box_weight: multiplier of the box loss.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        pooler: RoIAlignPooler,
+        head: nn.Module,
+        predictor: BoxPredictor,
+        detections: DetectionLayer,
+        delta_weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0),
+        smooth_l1_beta: float = 0.0,
+        box_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.pooler = pooler
+        self.head = head
+        self.predictor = predictor
+        self.detections = detections
+        self.delta_weights = tuple(delta_weights)
+        self.smooth_l1_beta = smooth_l1_beta
+        self.box_weight = box_weight
+
+    def _predict(
+        self, features: list[Tensor], boxes: Tensor, rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        image_index = rows // boxes.shape[1]
+        return self.predictor(
+            self.head(self.pooler(features, take_slots(boxes, rows), image_index))
+        )
+
+    def losses(
+        self, features: list[Tensor], rois: SampledRoIs, targets: Targets
+    ) -> dict[str, Tensor]:
+        """``loss_classifier`` and ``loss_box``, averaged over all sampled RoIs."""
+        rows = slots_to_compute(rois.valid)
+        logits, deltas = self._predict(features, rois.boxes, rows)
+        valid = take_slots(rois.valid, rows)
+        labels = take_slots(rois.labels, rows)
+        foreground = take_slots(rois.foreground, rows)
+        count = rois.valid.sum().clamp(min=1)
+
+        classification = F.cross_entropy(logits, labels, reduction="none")
+        gt_boxes = targets.boxes.gather(1, rois.matched_gt[..., None].expand(-1, -1, 4))
+        goal = encode_boxes(
+            take_slots(gt_boxes, rows), take_slots(rois.boxes, rows), self.delta_weights
+        )
+        box_class = labels.clamp(max=deltas.shape[1] - 1)[:, None, None].expand(-1, 1, 4)
+        own_deltas = deltas.gather(1, box_class)[:, 0]
+        box = F.smooth_l1_loss(own_deltas, goal, reduction="none", beta=self.smooth_l1_beta).sum(1)
+        return {
+            "loss_classifier": (classification * valid).sum() / count,
+            "loss_box": self.box_weight * (box * foreground).sum() / count,
+        }
+
+    def detect(
+        self, features: list[Tensor], proposals: Proposals, image_sizes: Tensor
+    ) -> Detections:
+        """The best boxes of each image."""
+        rows = slots_to_compute(proposals.valid)
+        logits, deltas = self._predict(features, proposals.boxes, rows)
+        scores = put_slots(torch.softmax(logits, 1)[:, :-1], rows, like=proposals.valid)
+        deltas = put_slots(deltas / deltas.new_tensor(self.delta_weights), rows, proposals.valid)
+        return self.detections(scores, deltas, proposals, image_sizes)

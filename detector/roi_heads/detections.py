@@ -1,0 +1,72 @@
+"""From class scores of every proposal to the final detections."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from detector.ops.boxes import clip_boxes, decode_boxes
+from detector.ops.nms import nms_slots
+from detector.structures import Detections, Proposals
+
+
+class DetectionLayer(nn.Module):
+    """Score threshold, NMS within each class, the best D of all classes.
+
+    Args:
+        score_threshold: scores at or below it are dropped.
+        nms_threshold: IoU above which the lower-scored box of the same class goes.
+        max_detections: D.
+        max_candidates: the best-scored pairs of proposal and class that enter NMS. A bound, so
+            that shapes are fixed; far more than can survive.
+    """
+
+    def __init__(
+        self,
+        score_threshold: float = 0.05,
+        nms_threshold: float = 0.5,
+        max_detections: int = 100,
+        max_candidates: int = 4096,
+    ) -> None:
+        super().__init__()
+        self.score_threshold = score_threshold
+        self.nms_threshold = nms_threshold
+        self.max_detections = max_detections
+        self.max_candidates = max_candidates
+
+    @torch.no_grad()
+    def forward(
+        self, scores: Tensor, deltas: Tensor, proposals: Proposals, image_sizes: Tensor
+    ) -> Detections:
+        """Detections of each image, best first.
+
+        Args:
+            scores: ``(B, P, K)`` probabilities.
+            deltas: ``(B, P, K or 1, 4)``.
+            proposals: what the deltas refer to.
+            image_sizes: ``(B, 2)``.
+        """
+        num_classes = scores.shape[2]
+        eligible = (scores > self.score_threshold) & proposals.valid[..., None]
+        flat = scores.masked_fill(~eligible, -1.0).flatten(1)
+        top, index = flat.topk(min(self.max_candidates, flat.shape[1]), dim=1)
+        proposal, label = index // num_classes, index % num_classes
+        delta_row = proposal * deltas.shape[2] + label.clamp(max=deltas.shape[2] - 1)
+        boxes = decode_boxes(
+            deltas.flatten(1, 2).gather(1, delta_row[..., None].expand(-1, -1, 4)),
+            proposals.boxes.gather(1, proposal[..., None].expand(-1, -1, 4)),
+        )
+        boxes = clip_boxes(boxes, image_sizes)
+        valid = (top > 0) & (boxes[..., 2:] > boxes[..., :2]).all(-1)
+        keep = nms_slots(boxes, top, label, valid, self.nms_threshold)
+
+        count = min(self.max_detections, top.shape[1])
+        top, index = top.masked_fill(~keep, -1.0).topk(count, dim=1)
+        valid = keep.gather(1, index)
+        boxes = boxes.gather(1, index[..., None].expand(-1, -1, 4))
+        return Detections(
+            boxes=boxes.masked_fill(~valid[..., None], 0.0),
+            scores=top.masked_fill(~valid, 0.0),
+            labels=label.gather(1, index).masked_fill(~valid, 0),
+            valid=valid,
+        )

@@ -1,0 +1,67 @@
+"""Choice of the RoIs that the second stage trains on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from detector.ops.matching import IGNORED, match_boxes
+from detector.ops.sampling import sample_labels
+from detector.structures import Proposals, SampledRoIs, Targets
+
+
+class RoISampler(nn.Module):
+    """Labels proposals by their IoU with the ground truth and samples them.
+
+    Fast R-CNN, section 2.3: R RoIs an image, at most a quarter foreground.
+
+    Args:
+        num_classes: K; the label K stands for background.
+        num_samples: R.
+        positive_fraction: the largest share of foreground.
+        positive_iou: proposals from this IoU on are foreground, the others background.
+        append_gt: add the gt boxes to the proposals, so that the head sees good boxes from the
+            first step on.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        num_samples: int = 512,
+        positive_fraction: float = 0.25,
+        positive_iou: float = 0.5,
+        append_gt: bool = True,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.num_samples = num_samples
+        self.positive_fraction = positive_fraction
+        self.positive_iou = positive_iou
+        self.append_gt = append_gt
+
+    @torch.no_grad()
+    def forward(self, proposals: Proposals, targets: Targets) -> SampledRoIs:
+        """R RoIs of each image, foreground first."""
+        boxes, valid = proposals.boxes, proposals.valid
+        if self.append_gt:
+            boxes = torch.cat((boxes, targets.boxes), 1)
+            valid = torch.cat((valid, targets.valid), 1)
+        matched, labels = match_boxes(
+            boxes, targets.boxes, targets.valid, self.positive_iou, self.positive_iou
+        )
+        labels = labels.masked_fill(~valid, IGNORED)
+        index, foreground, valid = sample_labels(labels, self.num_samples, self.positive_fraction)
+        matched = matched.gather(1, index)
+        classes = targets.labels.gather(1, matched).masked_fill(~foreground, self.num_classes)
+        return SampledRoIs(
+            boxes=_take(boxes, index).masked_fill(~valid[..., None], 0.0),
+            labels=classes,
+            matched_gt=matched,
+            valid=valid,
+            foreground=foreground,
+            num_foreground=int(self.num_samples * self.positive_fraction),
+        )
+
+
+def _take(boxes: Tensor, index: Tensor) -> Tensor:
+    return boxes.gather(1, index[..., None].expand(-1, -1, 4))

@@ -1,0 +1,50 @@
+"""The RPN's sliding network."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from detector.backbones.normalization import conv_norm
+
+
+class RPNHead(nn.Module):
+    """A 3x3 convolution shared by all levels, then objectness and deltas (Faster R-CNN, 3.1).
+
+    Args:
+        in_channels: C of the features.
+        num_anchors: anchors per cell.
+        num_convs: shared 3x3 convolutions, 1 in the papers.
+        conv_channels: their width; ``None`` keeps C.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 256,
+        num_anchors: int = 3,
+        num_convs: int = 1,
+        conv_channels: int | None = None,
+    ) -> None:
+        super().__init__()
+        width = conv_channels or in_channels
+        self.convs = nn.Sequential(
+            *(
+                conv_norm(in_channels if i == 0 else width, width, 3, activation=True)
+                for i in range(num_convs)
+            )
+        )
+        self.objectness = nn.Conv2d(width, num_anchors, 1)
+        self.deltas = nn.Conv2d(width, 4 * num_anchors, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Logits ``(B, H_l * W_l * num_anchors)`` and deltas ``(B, ..., 4)`` of each level."""
+        logits, deltas = [], []
+        for feature in features:
+            x = self.convs(feature)
+            logits.append(self.objectness(x).permute(0, 2, 3, 1).flatten(1).float())
+            level_deltas = self.deltas(x).permute(0, 2, 3, 1).flatten(1).float()
+            deltas.append(level_deltas.unflatten(1, (-1, 4)))
+        return logits, deltas
