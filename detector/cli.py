@@ -1,0 +1,195 @@
+"""The command line: ``detector train|evaluate|predict key=value ...`` from any folder.
+
+Every tool is a Hydra main: ``configs/<tool>.yaml`` composed with the command line's overrides and
+handed to one function. What a user can get wrong is printed as one message with exit code 2;
+``DETECTOR_DEBUG=1`` shows the traceback instead.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import detector
+
+TOOLS = {
+    "train": ("detector.engine.train", "trains a model: experiment=NAME data.root=FOLDER ..."),
+    "evaluate": ("detector.engine.evaluate", "COCO numbers of checkpoint=FILE on a dataset"),
+    "predict": (
+        "detector.engine.predict",
+        "pictures and detections: checkpoint=FILE input=FILE|FOLDER|GLOB output=FOLDER",
+    ),
+}
+_QUOTED = """'input="my photos/a=b.jpg"'"""
+_USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException)
+
+
+def main() -> None:
+    """Entry point of the ``detector`` command."""
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["--version"]:
+        print(f"detector {detector.__version__}")
+    elif not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+    elif arguments[0] not in TOOLS:
+        near = difflib.get_close_matches(arguments[0], TOOLS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        _fail("detector", f"no tool named {arguments[0]!r}{hint}\n\n{_usage()}")
+    else:
+        sys.argv = [f"{sys.argv[0]} {arguments[0]}", *arguments[1:]]
+        run_tool(arguments[0])
+
+
+def run_tool(name: str, config_dir: Path | None = None) -> None:
+    """Compose ``<name>.yaml`` with the overrides in ``sys.argv`` and run the tool's function.
+
+    Args:
+        name: a key of ``TOOLS``; the function has the same name as the tool.
+        config_dir: where the configs are; the package's own where not given.
+
+    Raises:
+        SystemExit: 2 after a user's error, 130 after Ctrl-C.
+    """
+    config_dir = config_dir or find_configs()
+    module, _ = TOOLS[name]
+
+    def run(config: DictConfig) -> None:
+        with _reported(name):
+            getattr(importlib.import_module(module), name)(config)
+
+    # Hydra would print errors in its own way and exit with 1; like this it hands them on.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    with _reported(name, config_dir):
+        hydra.main(version_base="1.3", config_path=str(config_dir), config_name=name)(run)()
+
+
+def find_configs() -> Path:
+    """The config folder: inside an installed package, else beside the package in a checkout.
+
+    Raises:
+        FileNotFoundError: neither is there.
+    """
+    package = Path(detector.__file__).resolve().parent
+    for folder in (package / "configs", package.parent / "configs"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise FileNotFoundError(f"no configs in {package} or beside it; install the package again")
+
+
+class _reported:
+    """Turns a user's error inside the ``with`` block into one message and an exit code."""
+
+    def __init__(self, tool: str, config_dir: Path | None = None) -> None:
+        self.tool = tool
+        self.config_dir = config_dir
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            print(f"\ndetector {self.tool}: interrupted", file=sys.stderr)
+            raise SystemExit(130) from None
+        if isinstance(error, _USER_ERRORS) and os.environ.get("DETECTOR_DEBUG") != "1":
+            message = _explain(error, self.tool, self.config_dir)
+            if self.config_dir is None:
+                message += "\n(DETECTOR_DEBUG=1 shows where it was found)"
+            _fail(f"detector {self.tool}", message)
+
+
+def _fail(who: str, message: str) -> NoReturn:
+    print(f"{who}: error: {message}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+def _usage() -> str:
+    width = max(map(len, TOOLS))
+    rows = [f"  {name:{width}}  {purpose}" for name, (_, purpose) in TOOLS.items()]
+    return "\n".join(
+        [
+            "usage: detector TOOL [key=value ...]",
+            "",
+            *rows,
+            "",
+            "detector TOOL --help lists a tool's settings; key=value changes them.",
+        ]
+    )
+
+
+def _explain(error: BaseException, tool: str, config_dir: Path | None) -> str:
+    message = str(error).strip() or type(error).__name__
+    if isinstance(error, FileNotFoundError) and error.filename is not None:
+        return f"no such file or folder: {error.filename}"
+    missing = re.search(r"Missing mandatory value: (\S+)", message)
+    if missing:
+        return f"{missing[1]} must be given: {missing[1]}=..."
+    if isinstance(error, OverrideParseException):
+        reason = message.split("\nSee http")[0]
+        return f"{reason}\nA value with blanks, commas, brackets or = needs quotes: {_QUOTED}"
+    if isinstance(error, HydraException):
+        unknown = re.match(r"Could not override '([^']+)'", message)
+        if isinstance(error, ConfigCompositionException) and unknown and config_dir is not None:
+            return _explain_unknown_key(unknown[1], tool, config_dir)
+        cause = error.__cause__
+        while cause is not None:  # an error raised in a constructor arrives wrapped
+            if isinstance(cause, (ValueError, OSError)) and str(cause):
+                key = re.search(r"full_key: (\S+)", message)
+                return f"{cause} (config key {key[1]})" if key else str(cause)
+            cause = cause.__cause__
+        message = message.split("\nConfig search path")[0]
+    return message
+
+
+def _explain_unknown_key(key: str, tool: str, config_dir: Path) -> str:
+    """Name the key and the settings that look like it."""
+    key = key.partition("@")[0]
+    overrides = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
+    others = [word for word in overrides if not word.lstrip("+~").startswith(key)]
+    known = _known_keys(tool, config_dir, others)
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.7)
+    last = key.rpartition(".")[2]
+    same_last = {name for name in known if name.rpartition(".")[2] == last}
+    lasts = {name.rpartition(".")[2] for name in known}
+    for similar in difflib.get_close_matches(last, lasts, n=2, cutoff=0.75):
+        same_last |= {name for name in known if name.rpartition(".")[2] == similar}
+    candidates = list(dict.fromkeys([*near, *sorted(same_last)]))[:4]
+    message = f"unknown config key {key!r}"
+    if candidates:
+        message += "; did you mean " + " or ".join(candidates) + "?"
+    return f"{message}\n`detector {tool} --help` lists every key"
+
+
+def _known_keys(tool: str, config_dir: Path, overrides: list[str]) -> list[str]:
+    groups = [folder.name for folder in config_dir.iterdir() if folder.is_dir()]
+    for choice in (overrides, []):  # another override may be wrong too
+        GlobalHydra.instance().clear()
+        try:
+            with hydra.initialize_config_dir(str(config_dir), version_base="1.3"):
+                config = hydra.compose(tool, choice)
+            return [*dict.fromkeys([*groups, *_keys(OmegaConf.to_container(config), "")])]
+        except (HydraException, OmegaConfBaseException):
+            continue
+    return groups
+
+
+def _keys(node: object, prefix: str) -> Iterator[str]:
+    if isinstance(node, dict):
+        for name, child in node.items():
+            yield f"{prefix}{name}"
+            yield from _keys(child, f"{prefix}{name}.")
+
+
+if __name__ == "__main__":
+    main()
