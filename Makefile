@@ -33,7 +33,7 @@ environment: $(ENVIRONMENT)
 
 # Made again whenever the dependencies may have changed; a failed install leaves no stamp.
 $(ENVIRONMENT): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "Python 3.11 or newer is needed as '$(PYTHON)', found: $$($(PYTHON) --version 2>&1)"; \
 	  echo "Install one, or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
