@@ -1,0 +1,65 @@
+"""Which images form which batch: shuffled, grouped by aspect ratio, the same for every resume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+
+class TrainBatches:
+    """The batches of every epoch as lists of ``(epoch, index)``.
+
+    An epoch is a permutation of the dataset that depends on ``(seed, epoch)`` alone. With grouping,
+    landscape and portrait images fill separate batches (less padding, fewer shapes); what is left
+    of both at the end shares the last ones. An incomplete last batch is filled up with the epoch's
+    first images, so every batch has the same size and every image is seen every epoch.
+
+    Args:
+        landscape: ``(N,)`` bool, whether an image is at least as wide as high; ``None`` switches
+            grouping off.
+        num_images: N.
+        batch_size: images per batch.
+        seed: of the permutations.
+    """
+
+    def __init__(
+        self, num_images: int, batch_size: int, seed: int, landscape: np.ndarray | None = None
+    ):
+        if batch_size < 1:
+            raise ValueError(f"data.batch_size is {batch_size}; it must be at least 1")
+        self.num_images = num_images
+        self.batch_size = batch_size
+        self.seed = seed
+        self.landscape = landscape
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return -(-self.num_images // self.batch_size)
+
+    def epoch(self, epoch: int) -> list[list[tuple[int, int]]]:
+        """All batches of one epoch."""
+        rng = np.random.Generator(np.random.PCG64([self.seed, epoch]))
+        order = rng.permutation(self.num_images).tolist()
+        batches: list[list[int]] = []
+        waiting: dict[bool, list[int]] = {True: [], False: []}
+        for index in order:
+            group = waiting[True if self.landscape is None else bool(self.landscape[index])]
+            group.append(index)
+            if len(group) == self.batch_size:
+                batches.append(list(group))
+                group.clear()
+        rest = waiting[True] + waiting[False]
+        filler = 0
+        while len(rest) % self.batch_size:
+            rest.append(order[filler % self.num_images])
+            filler += 1
+        size = self.batch_size
+        batches += [rest[start : start + size] for start in range(0, len(rest), size)]
+        return [[(epoch, index) for index in batch] for batch in batches]
+
+    def starting_at(self, epoch: int, batch: int) -> Iterator[list[tuple[int, int]]]:
+        """All batches from one position on, without end."""
+        while True:
+            yield from self.epoch(epoch)[batch:]
+            epoch, batch = epoch + 1, 0

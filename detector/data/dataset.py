@@ -1,0 +1,106 @@
+"""A dataset of images with boxes, labels and masks, sample by sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.utils.data
+
+from detector.data.augmentation import Augmentation
+from detector.data.coco import read_coco
+from detector.data.images import read_image
+from detector.data.problems import OnError
+from detector.data.sample import Sample, select_rings
+
+
+class DetectionDataset(torch.utils.data.Dataset):
+    """COCO annotations and their images as augmented samples.
+
+    A sample depends on ``(seed, epoch, index)`` alone, whichever process makes it and in whatever
+    order. Crowd regions are never targets.
+
+    Args:
+        annotations: COCO JSON file, absolute or relative to ``root``.
+        images: folder of the images, likewise.
+        augment: albumentations transforms, see :class:`detector.data.augmentation.Augmentation`.
+        on_error: ``"raise"`` or ``"skip"`` damaged records, see :func:`read_coco`.
+        seed: of the augmentations.
+        root: folder that holds the dataset.
+        name: for messages and tables; the annotation file's name by default.
+        keep_empty: whether images without objects are kept (the references leave them out of
+            training).
+
+    Attributes:
+        index: the :class:`detector.data.index.AnnotationIndex`.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`read_coco`.
+    """
+
+    def __init__(
+        self,
+        annotations: Path | str,
+        images: Path | str,
+        augment: Sequence[Any] | None = None,
+        on_error: OnError = "raise",
+        seed: int = 0,
+        root: Path | str | None = None,
+        name: str | None = None,
+        keep_empty: bool = True,
+    ):
+        base = Path(root) if root is not None else Path()
+        self.index = read_coco(base / annotations, base / images, on_error)
+        self.augmentation = Augmentation(augment or ())
+        self.seed = seed
+        self.name = name or self.index.source_file.stem
+        if not keep_empty:
+            self.index = self.index.keep_images(self._objects_per_image() > 0)
+
+    def _objects_per_image(self) -> np.ndarray:
+        objects = np.concatenate([[0], np.cumsum(~self.index.crowd)])
+        return np.diff(objects[self.index.annotation_offsets])
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        """The sample ``index`` of epoch 0, or ``(epoch, index)``."""
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        rng = np.random.Generator(np.random.PCG64([self.seed, epoch, index]))
+        return self.augmentation(self.read(index), rng)
+
+    def read(self, index: int) -> Sample:
+        """One image and its objects as they are on disk.
+
+        Raises:
+            FileNotFoundError, ValueError: the file went away or changed since the dataset was made.
+        """
+        annotations = self.index
+        path = annotations.path(index)
+        image = read_image(path)
+        height, width = int(annotations.heights[index]), int(annotations.widths[index])
+        if image.shape[:2] != (height, width):
+            raise ValueError(
+                f"{path} is {image.shape[1]}x{image.shape[0]} but the annotations say "
+                f"{width}x{height}; it changed while in use, start again"
+            )
+        start, stop = annotations.annotation_offsets[index : index + 2]
+        targets = start + np.flatnonzero(~annotations.crowd[start:stop])
+        ring_offsets, vertex_offsets, vertices = select_rings(
+            annotations.ring_offsets, annotations.vertex_offsets, annotations.vertices, targets
+        )
+        return Sample(
+            image=image,
+            boxes=annotations.boxes[targets],
+            labels=annotations.labels[targets].astype(np.int64),
+            ring_offsets=ring_offsets,
+            vertex_offsets=vertex_offsets,
+            vertices=vertices,
+            image_id=int(annotations.image_ids[index]),
+            original_size=(height, width),
+        )

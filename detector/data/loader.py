@@ -1,0 +1,216 @@
+"""Loaders: an endless, exactly resumable one for training and a finite one for evaluation."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from detector.data.batches import TrainBatches
+from detector.data.collate import Collate
+from detector.data.dataset import DetectionDataset
+from detector.structures import Batch
+
+Buckets = Sequence[Sequence[int]]
+
+
+class TrainLoader:
+    """An endless iterable of batches that knows its position.
+
+    The position counts batches handed out, not batches that workers have prepared ahead, so a
+    loader with the state of another continues with exactly the batches the other would have given.
+    Iterating again continues where the last iteration stopped.
+    """
+
+    def __init__(
+        self,
+        dataset: DetectionDataset,
+        batches: TrainBatches,
+        collate: Collate,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        prefetch_factor: int = 2,
+    ):
+        self.dataset = dataset
+        self.batches = batches
+        self.collate = collate
+        self.epoch = 0
+        self.batch = 0
+        self._options = _loader_options(num_workers, pin_memory, prefetch_factor)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches per epoch."""
+        return len(self.batches)
+
+    @property
+    def batch_size(self) -> int:
+        """Images per batch."""
+        return self.batches.batch_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=_Positions(self.batches, self.epoch, self.batch),
+            collate_fn=self.collate,
+            **self._options,
+        )
+        for batch in loader:
+            self.batch += 1
+            if self.batch == self.steps_per_epoch:
+                self.epoch, self.batch = self.epoch + 1, 0
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The position, and what makes it meaningful."""
+        return {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "num_images": self.batches.num_images,
+            "batch_size": self.batches.batch_size,
+            "seed": self.batches.seed,
+        }
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Moves to a saved position; call it before iterating.
+
+        Raises:
+            ValueError: the state is of a loader whose batches were others.
+        """
+        for key, value in self.state_dict().items():
+            if key not in ("epoch", "batch") and state[key] != value:
+                raise ValueError(
+                    f"cannot continue: the checkpoint was trained with {key} {state[key]}, now it "
+                    f"is {value}; restore the data settings or start a new run"
+                )
+        self.epoch, self.batch = state["epoch"], state["batch"]
+
+
+class _Positions:
+    """Batch sampler from a position on; a class, since workers need it picklable."""
+
+    def __init__(self, batches: TrainBatches, epoch: int, batch: int):
+        self._arguments = (batches, epoch, batch)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        batches, epoch, batch = self._arguments
+        return batches.starting_at(epoch, batch)
+
+
+def build_train_loader(
+    dataset: DetectionDataset,
+    batch_size: int,
+    num_workers: int = 0,
+    seed: int = 0,
+    buckets: Buckets | None = None,
+    aspect_ratio_grouping: bool = True,
+    with_masks: bool = True,
+    size_divisor: int = 32,
+    pin_memory: bool = False,
+    prefetch_factor: int = 2,
+) -> TrainLoader:
+    """A loader of shuffled, augmented batches of one size, without end.
+
+    Args:
+        dataset: what to train on.
+        batch_size: images per batch.
+        num_workers: processes that prepare batches; 0 prepares them in this one. The batches are
+            the same.
+        seed: of the shuffling; augmentations have the dataset's.
+        buckets: shapes that batches are padded to, see :class:`Collate`.
+        aspect_ratio_grouping: whether landscape and portrait images form separate batches.
+        with_masks: whether targets get polygons.
+        size_divisor: see :class:`Collate`.
+        pin_memory: whether batches lie in page-locked memory.
+        prefetch_factor: batches that each worker prepares ahead.
+
+    Raises:
+        ValueError: masks are asked of a dataset that lacks some.
+    """
+    _require_masks(dataset, with_masks)
+    landscape = _landscape(dataset) if aspect_ratio_grouping else None
+    batches = TrainBatches(len(dataset), batch_size, seed, landscape)
+    collate = Collate(buckets, size_divisor, with_masks)
+    return TrainLoader(dataset, batches, collate, num_workers, pin_memory, prefetch_factor)
+
+
+def build_eval_loader(
+    dataset: DetectionDataset,
+    batch_size: int = 1,
+    num_workers: int = 0,
+    buckets: Buckets | None = None,
+    with_masks: bool | None = None,
+    size_divisor: int = 32,
+    pin_memory: bool = False,
+    prefetch_factor: int = 2,
+) -> DataLoader:
+    """A finite loader that gives every image once, landscape images first.
+
+    Args:
+        dataset: what to evaluate on; its augmentation should hold no more than a resize.
+        batch_size: images per batch; the last of the landscape and of the portrait images may have
+            fewer.
+        num_workers: see :func:`build_train_loader`, as for the rest.
+        buckets: likewise.
+        with_masks: whether targets get polygons; by default, if the dataset has masks.
+        size_divisor: likewise.
+        pin_memory: likewise.
+        prefetch_factor: likewise.
+
+    Returns:
+        An iterable of :class:`detector.structures.Batch` whose ``len`` is the number of batches.
+
+    Raises:
+        ValueError: masks are asked of a dataset that lacks some.
+    """
+    if with_masks is None:
+        with_masks = dataset.index.has_masks
+    _require_masks(dataset, with_masks)
+    if batch_size < 1:
+        raise ValueError(f"the batch size for evaluation is {batch_size}; it must be at least 1")
+    landscape = _landscape(dataset)
+    batches = [
+        group[start : start + batch_size].tolist()
+        for group in (np.flatnonzero(landscape), np.flatnonzero(~landscape))
+        for start in range(0, len(group), batch_size)
+    ]
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=Collate(buckets, size_divisor, with_masks),
+        **_loader_options(num_workers, pin_memory, prefetch_factor),
+    )
+
+
+def _landscape(dataset: DetectionDataset) -> np.ndarray:
+    return dataset.index.widths >= dataset.index.heights
+
+
+def _require_masks(dataset: DetectionDataset, with_masks: bool) -> None:
+    missing = dataset.index.first_without_mask() if with_masks else None
+    if missing is not None:
+        raise ValueError(
+            f"{dataset.index.source_file}: annotation {missing} has no segmentation, which mask "
+            "training needs; add it, or train a model without masks"
+        )
+
+
+def _loader_options(num_workers: int, pin_memory: bool, prefetch_factor: int) -> dict:
+    options = {"num_workers": num_workers, "pin_memory": pin_memory}
+    if num_workers:
+        options |= {"prefetch_factor": prefetch_factor, "worker_init_fn": _start_worker}
+    return options
+
+
+def _start_worker(worker: int) -> None:
+    # One thread per worker: the parallelism is in the processes.
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    # Ctrl-C reaches the whole process group. The main process saves and ends its workers; they must
+    # neither die first nor run the handlers they inherited.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

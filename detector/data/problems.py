@@ -1,0 +1,66 @@
+"""Damaged records: collected while reading, then refused together or skipped together."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+OnError = Literal["raise", "skip"]
+
+_MAX_LISTED = 20
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One damaged record.
+
+    Attributes:
+        kind: ``"image"``, ``"annotation"`` or ``"category"``: the record that is dropped.
+        record: how the file calls it, such as ``"image 12 (a.jpg)"``.
+        what: what is wrong with it.
+        remedy: what to do about it.
+    """
+
+    kind: str
+    record: str
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.record}: {self.what}; {self.remedy}"
+
+
+def describe_problems(file: Path, problems: list[Problem]) -> str:
+    """The file, how many records are damaged, and the first of them line by line."""
+    counts = Counter(problem.kind for problem in problems)
+    counted = " and ".join(
+        f"{count} damaged {kind} record{'s' if count > 1 else ''}" for kind, count in counts.items()
+    )
+    lines = [f"{file}: {counted}"]
+    lines += [f"  {problem}" for problem in problems[:_MAX_LISTED]]
+    if len(problems) > _MAX_LISTED:
+        lines.append(f"  ... and {len(problems) - _MAX_LISTED} more")
+    return "\n".join(lines)
+
+
+def settle_problems(file: Path, problems: list[Problem], on_error: OnError) -> None:
+    """Refuses damaged records, or says once that they are left out.
+
+    Raises:
+        ValueError: there are problems and ``on_error`` is ``"raise"``; all are in one message.
+    """
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f'on_error is {on_error!r}; it must be "raise" or "skip"')
+    if not problems:
+        return
+    message = describe_problems(file, problems)
+    if on_error == "raise":
+        raise ValueError(
+            f"{message}\nRepair these records, or leave them out with data.on_error=skip."
+        )
+    _logger.warning("%s\nThese records are left out (data.on_error=skip).", message)
