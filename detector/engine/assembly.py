@@ -1,0 +1,116 @@
+"""From configuration to datasets and model, with the checks that need both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from torch import nn
+
+if TYPE_CHECKING:
+    from detector.data.dataset import DetectionDataset
+
+
+def plain(value: Any) -> Any:
+    """Lists and dicts of Python instead of OmegaConf's; anything else as it is."""
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def build_dataset(data: DictConfig, split: str) -> DetectionDataset:
+    """The ``split`` (``"train"`` or ``"val"``) of the ``data`` group.
+
+    ``data.prepare``, where given, is called first; it makes a dataset that can be generated.
+    """
+    if data.get("prepare") is not None:
+        instantiate(data.prepare)
+    return instantiate(data[split], _convert_="all")
+
+
+def set_num_classes(cfg: DictConfig, class_names: list[str], dataset: str) -> None:
+    """Fills ``num_classes`` from the data.
+
+    Raises:
+        ValueError: it is set to another number.
+    """
+    if cfg.num_classes is not None and cfg.num_classes != len(class_names):
+        raise ValueError(
+            f"num_classes={cfg.num_classes}, but {dataset} has {len(class_names)} categories; "
+            "leave num_classes out, it is taken from the data"
+        )
+    OmegaConf.update(cfg, "num_classes", len(class_names))
+
+
+def build_model(model: DictConfig) -> nn.Module:
+    """The model of the ``model`` group, whose root knows ``num_classes``."""
+    return instantiate(model, _convert_="all")
+
+
+def check_same_classes(train_set: DetectionDataset, val_set: DetectionDataset) -> None:
+    """Labels must mean the same in both splits.
+
+    Raises:
+        ValueError: the categories differ.
+    """
+    train, val = train_set.index, val_set.index
+    if list(train.category_names) != list(val.category_names):
+        different = sorted(set(train.category_names) ^ set(val.category_names))
+        raise ValueError(
+            f"{train.source_file} has {train.num_classes} categories and {val.source_file} "
+            f"{val.num_classes}; they differ in {different[:5] or 'their order'}. Give both files "
+            "the same 'categories'"
+        )
+
+
+def check_masks(model: nn.Module, train_set: DetectionDataset) -> None:
+    """A mask branch needs masks to learn from.
+
+    Raises:
+        ValueError: an annotation of the training set has only a box.
+    """
+    if model.has_masks and not train_set.index.has_masks:
+        raise ValueError(
+            f"{train_set.index.source_file}: annotation {train_set.index.first_without_mask()} has "
+            "no segmentation, which Mask R-CNN needs. Train a Faster R-CNN, model=faster_rcnn"
+        )
+
+
+def describe_model(model: nn.Module) -> str:
+    """``"MaskRCNN, 5 classes, 21.3 million parameters, 21.2 trained"``."""
+    count = sum(p.numel() for p in model.parameters()) / 1e6
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
+    return (
+        f"{type(model).__name__}, {model.num_classes} classes, {count:.1f} million parameters, "
+        f"{trained:.1f} trained"
+    )
+
+
+def describe_dataset(dataset: DetectionDataset) -> str:
+    """``"data/shapes/annotations/instances_train.json: 1000 images, 3456 objects"``."""
+    index = dataset.index
+    crowd = int(index.crowd.sum())
+    crowds = f", {crowd} crowd regions" if crowd else ""
+    skipped = f", {len(index.skipped)} damaged records skipped" if index.skipped else ""
+    objects = index.num_annotations - crowd
+    return f"{index.source_file}: {len(index)} images, {objects} objects{crowds}{skipped}"
+
+
+def config_changes(former: DictConfig, now: DictConfig) -> Iterator[str]:
+    """``"optimizer.lr 0.02 -> 0.01"`` for every value that differs and matters for training."""
+    free = ("run_dir", "resume", "checkpoint.", "logging.", "evaluation.")
+    old, new = (dict(_leaves(plain(config))) for config in (former, now))
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key) and not key.startswith(free):
+            yield f"{key} {old.get(key)} -> {new.get(key)}"
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict | DictConfig) and value:
+        for key, child in value.items():
+            yield from _leaves(child, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, list | ListConfig) and value:
+        for number, child in enumerate(value):
+            yield from _leaves(child, f"{prefix}.{number}")
+    else:
+        yield prefix, value

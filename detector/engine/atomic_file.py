@@ -1,0 +1,35 @@
+"""Files that are whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Opens a temporary file beside ``path`` which takes its name when the block ends well.
+
+    The bytes are on the disk before the rename, so a crash, a full disk or a power cut leaves the
+    former file or the new one, never a part.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes ``content`` as JSON, atomically; numpy and torch scalars become plain numbers."""
+    with atomic_write(path) as file:
+        file.write(json.dumps(content, indent=1, default=float).encode() + b"\n")

@@ -1,0 +1,190 @@
+"""Checkpoints: what they hold, and how they are written and read.
+
+A checkpoint is a ``torch.save`` file of plain tensors, numbers and text, readable with
+``torch.load(path, weights_only=True)``:
+
+    format          1
+    model           the state dict to use: the averaged weights where an average is kept
+    trained_model   the weights under training, only where ``model`` is their average
+    config          YAML text of the composed configuration, interpolations kept, so that
+                    ``data.root=...`` still moves every path below it
+    class_names, category_ids   of label 0, 1, ...
+    step            finished steps
+    optimizer, loader   their states: momenta, position in the epoch's shuffled order
+    evaluation      the last evaluation's metrics and step, or None
+    best            the best value so far of the metric that chooses ``best.pt``, or None
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from detector.engine.atomic_file import atomic_write
+
+FORMAT = 1
+REQUIRED = ("format", "model", "config", "class_names", "category_ids", "step")
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Writes ``content`` atomically, so that a former ``path`` is never lost to a partial one.
+
+    Raises:
+        FloatingPointError: a weight is not finite; nothing is written.
+    """
+    for name, value in content["model"].items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise FloatingPointError(
+                f"{path} was not written: weight {name!r} is not finite after step "
+                f"{content['step']}. Lower optimizer.lr, or set training.gradient_clip"
+            )
+    with atomic_write(path) as file:
+        torch.save(content, file)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Reads a checkpoint to the CPU.
+
+    Args:
+        path: the file, or a run directory, which stands for its ``checkpoints/last.pt``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is broken, or not one of these checkpoints.
+    """
+    path = checkpoint_file(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for cut off, foreign and unsafe files
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint ({reason}). The file is cut off or of another "
+            "kind; take another one, for example best.pt beside last.pt, or train again"
+        ) from error
+    missing = [key for key in REQUIRED if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise ValueError(
+            f"{path} is not a checkpoint of this package: it has no {', '.join(missing)}. "
+            "Give a file written by training, <run_dir>/checkpoints/last.pt or best.pt"
+        )
+    if content["format"] != FORMAT:
+        raise ValueError(
+            f"{path} has checkpoint format {content['format']}, this version reads {FORMAT}; "
+            "install the version that wrote it"
+        )
+    return content
+
+
+def checkpoint_file(path: str | Path) -> Path:
+    """``path`` itself, or ``checkpoints/last.pt`` of the run directory ``path``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    given = path = Path(path).expanduser()
+    if path.is_dir():
+        path = path / "checkpoints" / "last.pt"
+    if not path.is_file():
+        siblings = sorted(str(file) for file in path.parent.glob("*.pt"))
+        remedy = f"there are {', '.join(siblings)}" if siblings else "check the path"
+        raise FileNotFoundError(f"no checkpoint {path if path != given else given}: {remedy}")
+    return path
+
+
+def checkpoint_config(content: dict[str, Any]) -> DictConfig:
+    """The configuration in a checkpoint, without initial weights: the checkpoint has its own."""
+    config = OmegaConf.create(content["config"])
+    assert isinstance(config, DictConfig)
+    if "weights" in config.model.get("backbone", {}):
+        config.model.backbone.weights = None
+    return config
+
+
+def load_weights(model: nn.Module, state: dict[str, torch.Tensor], path: str | Path) -> None:
+    """Strictly loads ``state``, read from ``path``, into ``model``.
+
+    Raises:
+        ValueError: names or shapes differ; the message counts them and names the first ones.
+    """
+    expected = model.state_dict()
+    problems = []
+    for title, names in (
+        ("missing", [name for name in expected if name not in state]),
+        ("unknown", [name for name in state if name not in expected]),
+        (
+            "of another shape",
+            [
+                f"{name} {tuple(state[name].shape)} for {tuple(value.shape)}"
+                for name, value in expected.items()
+                if name in state and state[name].shape != value.shape
+            ],
+        ),
+    ):
+        if names:
+            more = ", ..." if len(names) > 3 else ""
+            problems.append(f"{len(names)} {title} ({', '.join(names[:3])}{more})")
+    if problems:
+        raise ValueError(
+            f"{path} holds another model than the configured one: {'; '.join(problems)}. "
+            "Use the experiment and model settings that it was trained with"
+        )
+    model.load_state_dict(state)
+
+
+def check_classes(
+    path: str | Path,
+    content: dict[str, Any],
+    class_names: list[str],
+    dataset: str | Path,
+) -> None:
+    """Refuses a dataset whose labels mean something else than the checkpoint's.
+
+    Raises:
+        ValueError: another number of classes, or the same names in another order.
+    """
+    known = list(content["class_names"])
+    if len(known) != len(class_names):
+        raise ValueError(
+            f"{path} was trained on {len(known)} classes ({_some(known)}), but {dataset} has "
+            f"{len(class_names)} ({_some(class_names)}). Use the dataset it was trained on, or "
+            "start a new training without resume"
+        )
+    if known != class_names and sorted(known) == sorted(class_names):
+        raise ValueError(
+            f"{path} and {dataset} have the same classes in another order: {_some(known)} and "
+            f"{_some(class_names)}. Give the categories the ids' order of the training set"
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def best_metric(name: str | None, has_masks: bool, max_detections: list[int]) -> tuple[str, str]:
+    """The number that decides about ``best.pt``, as its keys in an evaluation's metrics.
+
+    Args:
+        name: such as ``"mask.AP"`` or ``"box.AP50"``; ``None`` is the masks' AP, or without masks
+            the boxes'.
+        has_masks: whether masks are evaluated.
+        max_detections: limits of the evaluation.
+
+    Raises:
+        ValueError: there is no such metric.
+    """
+    kinds = ("box", "mask") if has_masks else ("box",)
+    if name is None:
+        return kinds[-1], "AP"
+    keys = ["AP", "AP50", "AP75", "APs", "APm", "APl", "ARs", "ARm", "ARl"]
+    keys += [f"AR{limit}" for limit in max_detections]
+    kind, _, key = name.partition(".")
+    if kind not in kinds or key not in keys:
+        raise ValueError(
+            f"checkpoint.metric={name} is not known: write one of {', '.join(kinds)}, a dot, and "
+            f"one of {', '.join(keys)}"
+        )
+    return kind, key

@@ -1,0 +1,105 @@
+"""Evaluates a checkpoint on a dataset.
+
+python tools/evaluate.py checkpoint=runs/shapes/.../checkpoints/best.pt
+python tools/evaluate.py checkpoint=PATH data=coco data.root=/data/coco
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from detector.data.loader import build_eval_loader
+from detector.engine import assembly
+from detector.engine.atomic_file import write_json
+from detector.engine.checkpoint import (
+    check_classes,
+    checkpoint_config,
+    checkpoint_file,
+    load_checkpoint,
+    load_weights,
+)
+from detector.engine.inference import evaluate_model
+from detector.engine.progress import track
+from detector.evaluation.coco import CocoEvaluator
+from detector.evaluation.table import evaluation_table
+
+
+def evaluate(cfg: DictConfig) -> dict[str, Any]:
+    """Prints a table and writes ``evaluation.json`` and ``detections.json`` (COCO results).
+
+    Args:
+        cfg: composed from ``configs/evaluate.yaml``.
+
+    Returns:
+        The metrics, as written to ``evaluation.json``.
+
+    Raises:
+        ValueError, FileNotFoundError: a checkpoint or dataset that cannot be used.
+    """
+    path = checkpoint_file(cfg.checkpoint)
+    checkpoint = load_checkpoint(path)
+    config = override(checkpoint_config(checkpoint), cfg)
+    runtime = instantiate(cfg.runtime)
+    runtime.apply()
+
+    dataset = assembly.build_dataset(config.data, "val")
+    check_classes(path, checkpoint, dataset.index.category_names, config.data.val.annotations)
+    loader = build_eval_loader(
+        dataset,
+        batch_size=config.data.val_batch_size,
+        num_workers=config.data.num_workers,
+        buckets=assembly.plain(config.data.buckets),
+    )
+    model = assembly.build_model(config.model)
+    load_weights(model, checkpoint["model"], path)
+    model = runtime.place(model)
+    evaluator = CocoEvaluator(
+        dataset.index,
+        iou_types=("box", "mask") if model.has_masks else ("box",),
+        max_detections=assembly.plain(config.evaluation.max_detections),
+    )
+
+    console = Console()
+    console.print(f"{path}, step {checkpoint['step']}: {assembly.describe_model(model)}")
+    console.print(assembly.describe_dataset(dataset))
+    batches = track(loader, len(loader), "evaluated batches", console)
+    found = evaluate_model(model, batches, evaluator, runtime)
+    console.print(evaluation_table(found))
+
+    output = Path(cfg.output) if cfg.output else default_output(path)
+    write_json(output / "evaluation.json", found.metrics)
+    write_json(output / "detections.json", found.results)
+    console.print(f"written to {output}/evaluation.json and detections.json", soft_wrap=True)
+    return found.metrics
+
+
+def override(config: DictConfig, cfg: DictConfig) -> DictConfig:
+    """The checkpoint's configuration with what ``cfg`` sets (is not null) in data and evaluation.
+
+    Interpolations are kept, so that a new ``data.root`` moves the paths below it.
+    """
+    given = OmegaConf.to_container(cfg, resolve=False)
+    kept = {key: _without_none(given[key]) for key in ("data", "evaluation")}
+    if OmegaConf.select(cfg, "data.val._target_") is not None:  # a whole dataset was chosen
+        kept["data"] = given["data"]
+        config.data = {}
+    merged = OmegaConf.merge(config, kept)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _without_none(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {key: _without_none(child) for key, child in value.items() if child is not None}
+
+
+def default_output(checkpoint: Path) -> Path:
+    """``evaluation/`` in the checkpoint's run directory, or beside a checkpoint that left it."""
+    folder = checkpoint.parent
+    return (folder.parent if folder.name == "checkpoints" else folder) / "evaluation"

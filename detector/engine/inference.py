@@ -1,0 +1,57 @@
+"""A model over a dataset, without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from detector.engine.runtime import Runtime
+from detector.structures import Batch, Detections
+
+if TYPE_CHECKING:
+    from detector.evaluation.coco import CocoEvaluator, Evaluation
+
+
+def detect(model: nn.Module, batch: Batch, runtime: Runtime) -> Detections:
+    """The detections of a batch, on the model's device, in evaluation mode.
+
+    The model's training mode is restored afterwards.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        moved = runtime.move(batch)
+        with torch.inference_mode(), runtime.autocast():
+            return model.detect(moved.images, moved.image_sizes)
+    finally:
+        model.train(was_training)
+
+
+def evaluate_model(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    evaluator: CocoEvaluator,
+    runtime: Runtime,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
+    """Detects on every batch and compares with the ground truth.
+
+    Args:
+        model: gives ``detect``.
+        batches: every image of the evaluator's dataset, once.
+        evaluator: is reset first.
+        runtime: how to run the model.
+        should_stop: asked after each batch.
+
+    Returns:
+        The evaluation, or ``None`` when ``should_stop`` said so.
+    """
+    evaluator.reset()
+    for batch in batches:
+        evaluator.update(batch, detect(model, batch, runtime))
+        if should_stop():
+            return None
+    return evaluator.summarize()

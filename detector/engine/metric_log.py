@@ -1,0 +1,72 @@
+"""Numbers and pictures of a training, as JSON lines and as TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.tensorboard import SummaryWriter
+
+from detector.engine.atomic_file import atomic_write
+
+
+class MetricLog:
+    """Appends to ``metrics.jsonl`` and to event files.
+
+    Args:
+        lines: the JSON lines file.
+        tensorboard: folder of the event files.
+        step: finished steps; when resuming, what was logged for later steps is dropped, since these
+            steps are taken again.
+    """
+
+    def __init__(self, lines: Path, tensorboard: Path, step: int = 0) -> None:
+        lines.parent.mkdir(parents=True, exist_ok=True)
+        if lines.exists():
+            _drop_after(lines, step)
+        self._lines = open(lines, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        self._events = SummaryWriter(str(tensorboard), purge_step=step + 1 if step else None)
+
+    def training(self, step: int, values: dict[str, float]) -> None:
+        """Losses, learning rate, times and the like; names with ``/`` are grouped by it."""
+        self._write({"kind": "training", "step": step, **values})
+        for name, value in values.items():
+            self._events.add_scalar(name if "/" in name else f"training/{name}", value, step)
+
+    def evaluation(self, step: int, metrics: dict[str, dict[str, Any]]) -> None:
+        """``{"box": {"AP": ...}, "mask": {...}, "per_class": {name: {"box_AP": ...}}}``."""
+        self._write({"kind": "evaluation", "step": step, **metrics})
+        for kind, numbers in metrics.items():
+            if kind != "per_class":
+                for name, value in numbers.items():
+                    self._events.add_scalar(f"{kind}/{name}", value, step)
+        for class_name, numbers in metrics.get("per_class", {}).items():
+            for name, value in numbers.items():
+                self._events.add_scalar(f"per_class_{name}/{class_name}", value, step)
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        """An ``(H, W, 3)`` uint8 RGB picture."""
+        self._events.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._lines.close()
+        self._events.close()
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self._lines.write(json.dumps(record, default=float) + "\n")
+        self._lines.flush()
+
+
+def _drop_after(lines: Path, step: int) -> None:
+    """Rewrites the file without records of later steps and without a half-written last line."""
+    kept = []
+    for line in lines.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            continue
+    with atomic_write(lines) as file:
+        file.write("".join(kept).encode())

@@ -1,0 +1,137 @@
+"""Parameter groups, and the optimiser made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from detector.engine.schedule import Schedule
+
+NORM_LAYERS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+def parameter_groups(
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    norm_weight_decay: float | None = 0.0,
+    bias_weight_decay: float | None = None,
+    bias_lr_factor: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Splits the trainable parameters into weights, norms and biases.
+
+    Args:
+        model: its parameters with ``requires_grad`` are taken, each once.
+        lr: base learning rate.
+        weight_decay: decay of the weights of convolutions and linear layers.
+        norm_weight_decay: decay of scales and shifts of normalisation layers; ``None`` is
+            ``weight_decay``. Decaying them pulls features towards zero and gains nothing.
+        bias_weight_decay: decay of the other biases; ``None`` is ``weight_decay``.
+        bias_lr_factor: learning rate of those biases relative to ``lr`` (2 in the Caffe recipes).
+
+    Returns:
+        The non-empty groups, each with ``params``, ``name``, ``lr``, ``base_lr``, ``weight_decay``.
+
+    Raises:
+        ValueError: nothing is trainable.
+    """
+    members: dict[str, list[nn.Parameter]] = {"weights": [], "norms": [], "biases": []}
+    seen: set[nn.Parameter] = set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or parameter in seen:
+                continue
+            seen.add(parameter)
+            if isinstance(module, NORM_LAYERS):
+                members["norms"].append(parameter)
+            else:
+                members["biases" if name == "bias" else "weights"].append(parameter)
+    if not seen:
+        raise ValueError("the model has no trainable parameter; unfreeze a part of it")
+
+    decays = {"weights": weight_decay, "norms": norm_weight_decay, "biases": bias_weight_decay}
+    groups = []
+    for name, parameters in members.items():
+        if parameters:
+            group_lr = lr * (bias_lr_factor if name == "biases" else 1.0)
+            decay = weight_decay if decays[name] is None else decays[name]
+            groups.append(
+                {
+                    "params": parameters,
+                    "name": name,
+                    "lr": group_lr,
+                    "base_lr": group_lr,
+                    "weight_decay": decay,
+                }
+            )
+    return groups
+
+
+def build_optimizer(
+    model: nn.Module,
+    algorithm: type[torch.optim.Optimizer],
+    lr: float,
+    weight_decay: float,
+    norm_weight_decay: float | None = 0.0,
+    bias_weight_decay: float | None = None,
+    bias_lr_factor: float = 1.0,
+    **options: Any,
+) -> torch.optim.Optimizer:
+    """Any optimiser of ``torch.optim`` over :func:`parameter_groups`.
+
+    Args:
+        model, lr, weight_decay, norm_weight_decay, bias_weight_decay, bias_lr_factor: see there.
+        algorithm: the optimiser's class.
+        options: its further arguments (``momentum``, ``betas``, ...).
+
+    Raises:
+        ValueError: nothing is trainable, or an option that ``algorithm`` does not know.
+    """
+    groups = parameter_groups(
+        model, lr, weight_decay, norm_weight_decay, bias_weight_decay, bias_lr_factor
+    )
+    try:
+        return algorithm(groups, lr=lr, weight_decay=weight_decay, **options)
+    except TypeError as error:
+        raise ValueError(f"optimizer: {algorithm.__name__} refused its options: {error}") from error
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> float:
+    """Sets every group's rate for the step after ``step`` finished ones; returns the multiplier."""
+    multiplier = schedule(step)
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * multiplier
+    return multiplier
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: Path) -> None:
+    """Loads momenta and counts of a checkpoint; rates and decays stay as configured now.
+
+    Args:
+        optimizer: over the same parameters in the same groups.
+        state: its former ``state_dict``.
+        path: the checkpoint, for the message.
+
+    Raises:
+        ValueError: the state belongs to other parameters or to another algorithm.
+    """
+    configured = [
+        {key: value for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
+    former = [set(group) for group in state["param_groups"]]
+    try:
+        if former != [set(group) for group in optimizer.state_dict()["param_groups"]]:
+            raise ValueError("another algorithm")
+        optimizer.load_state_dict(state)
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: its optimiser state does not fit the configured {type(optimizer).__name__} "
+            f"({error}). Resume with the optimizer and model settings of the first run"
+        ) from error
+    for group, options in zip(optimizer.param_groups, configured, strict=True):
+        group.update(options)

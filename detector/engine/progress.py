@@ -1,0 +1,140 @@
+"""What the user sees while it runs: a live bar in a terminal, plain lines in a pipe."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from typing import Any, Self, TypeVar
+
+import rich.progress
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
+
+Item = TypeVar("Item")
+
+
+class ProgressDisplay:
+    """Plain lines; the base of :class:`LiveDisplay`.
+
+    Args:
+        console: where to print.
+        max_steps: the last step.
+        step: finished steps.
+    """
+
+    def __init__(self, console: Console, max_steps: int, step: int = 0) -> None:
+        self.console = console
+        self.max_steps = max_steps
+        self.step = step
+        self._seconds_per_step: float | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def print(self, *what: Any) -> None:
+        """Text or a rich table, above the bar."""
+        self.console.print(*what, highlight=False, soft_wrap=all(isinstance(x, str) for x in what))
+
+    def advance(self, step: int) -> None:
+        """``step`` steps are finished."""
+        self.step = step
+
+    def report(self, values: dict[str, float], seconds_per_step: float) -> None:
+        """The newest losses and speeds, and the time one step took lately."""
+        self._seconds_per_step = seconds_per_step
+        self.print(f"step {self.step}/{self.max_steps}  {describe(values)}  ETA {self.eta()}")
+
+    def eta(self) -> str:
+        """Time left in training steps, evaluations not counted."""
+        if self._seconds_per_step is None:
+            return "-:--:--"
+        return duration((self.max_steps - self.step) * self._seconds_per_step)
+
+    def track(self, items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
+        """Passes ``items`` on and shows how many of ``total`` have been handled."""
+        return track(items, total, what, self.console)
+
+
+class LiveDisplay(ProgressDisplay):
+    """A bar with losses, images/s, time left and memory, drawn in place."""
+
+    def __init__(self, console: Console, max_steps: int, step: int = 0) -> None:
+        super().__init__(console, max_steps, step)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[eta]}"),
+            console=console,
+            expand=True,
+        )
+        self._training = self._bar.add_task("training", total=max_steps, completed=step, eta="")
+        self._values = Text("", overflow="fold")
+        self._live = Live(Group(self._bar, self._values), console=console, refresh_per_second=4)
+
+    def __enter__(self) -> Self:
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._live.__exit__(None, None, None)
+
+    def advance(self, step: int) -> None:
+        super().advance(step)
+        self._bar.update(self._training, completed=step, eta=f"ETA {self.eta()}")
+
+    def report(self, values: dict[str, float], seconds_per_step: float) -> None:
+        self._seconds_per_step = seconds_per_step
+        self._values.plain = describe(values)
+
+    def track(self, items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
+        task = self._bar.add_task(what, total=total, eta="")
+        try:
+            for item in items:
+                yield item
+                self._bar.advance(task)
+        finally:
+            self._bar.remove_task(task)
+
+
+def track(items: Iterable[Item], total: int, what: str, console: Console) -> Iterator[Item]:
+    """Passes ``items`` on under a bar in a terminal, or with a line at the end in a pipe."""
+    began = time.perf_counter()
+    if console.is_terminal:
+        yield from rich.progress.track(items, what, total, console=console)
+    else:
+        yield from items
+    elapsed = duration(time.perf_counter() - began)
+    console.print(f"{what}: {total} in {elapsed}", highlight=False, soft_wrap=True)
+
+
+def open_display(max_steps: int, step: int = 0, console: Console | None = None) -> ProgressDisplay:
+    """The display that suits standard output."""
+    console = console or Console()
+    kind = LiveDisplay if console.is_terminal else ProgressDisplay
+    return kind(console, max_steps, step)
+
+
+def describe(values: dict[str, float]) -> str:
+    """``"loss 1.234 (box 0.3, mask 0.7)  gradient 2.1  lr 0.02  7.5 images/s  3.1 GiB"``."""
+    parts = ", ".join(
+        f"{name.removeprefix('loss_')} {value:.3g}"
+        for name, value in values.items()
+        if name.startswith("loss_")
+    )
+    return (
+        f"loss {values['loss']:.4g} ({parts})  gradient {values['gradient_norm']:.3g}  "
+        f"lr {values['lr']:.3g}  {values['images_per_second']:.3g} images/s  "
+        f"{values['memory_gib']:.2f} GiB"
+    )
+
+
+def duration(seconds: float) -> str:
+    """``"1:02:03"``."""
+    return str(timedelta(seconds=round(seconds)))

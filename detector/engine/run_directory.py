@@ -1,0 +1,120 @@
+"""The folder that holds everything a training leaves behind.
+
+config.yaml      the resolved configuration
+metrics.jsonl    one JSON object per log line and per evaluation
+metrics.json     the final evaluation
+checkpoints/     last.pt, best.pt
+tensorboard/     event files
+pictures/        ground truth beside predictions on validation images
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from detector.engine.checkpoint import checkpoint_file
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths inside a run directory."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metric_lines(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.json"
+
+    @property
+    def last(self) -> Path:
+        return self.path / "checkpoints" / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "checkpoints" / "best.pt"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def pictures(self) -> Path:
+        return self.path / "pictures"
+
+
+def choose_run_directory(
+    run_dir: str | None, resume: str | None, name: str, runs: Path = Path("runs")
+) -> tuple[RunDirectory, Path | None]:
+    """Decides where a training writes and which checkpoint it goes on from.
+
+    Args:
+        run_dir: the folder asked for; ``None`` is ``runs/<name>/<time>``, or when resuming, the
+            folder of the checkpoint.
+        resume: ``None`` for a new training; ``"auto"`` goes on from ``last.pt`` of ``run_dir``, or
+            of the newest run of that ``name``, and starts anew where there is none (so a job that
+            is killed and started again needs one command); else a checkpoint or a run directory.
+        name: the experiment's name.
+        runs: parent of the default folders.
+
+    Returns:
+        The run directory, not created yet, and the checkpoint to resume from or ``None``.
+
+    Raises:
+        FileNotFoundError: the checkpoint to resume from does not exist.
+        ValueError: a new training was asked for in a folder that holds checkpoints.
+    """
+    if resume == "auto":
+        if run_dir is not None:
+            directory = RunDirectory(Path(run_dir))
+            return directory, directory.last if directory.last.is_file() else None
+        for folder in sorted((runs / name).glob("*"), reverse=True):
+            if RunDirectory(folder).last.is_file():
+                return RunDirectory(folder), RunDirectory(folder).last
+    elif resume is not None:
+        checkpoint = checkpoint_file(resume)
+        inside_run = checkpoint.parent.name == "checkpoints"
+        if run_dir is None and inside_run:
+            return RunDirectory(checkpoint.parent.parent), checkpoint
+        return RunDirectory(Path(run_dir) if run_dir else _new_folder(runs / name)), checkpoint
+    if run_dir is None:
+        return RunDirectory(_new_folder(runs / name)), None
+    directory = RunDirectory(Path(run_dir))
+    if any(directory.path.glob("checkpoints/*.pt")):
+        raise ValueError(
+            f"run_dir={run_dir} already holds checkpoints, which a new training would overwrite. "
+            "Go on with resume=auto, or choose another run_dir"
+        )
+    return directory, None
+
+
+def _new_folder(parent: Path) -> Path:
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    folder, number = parent / stamp, 2
+    while folder.exists():
+        folder, number = parent / f"{stamp}_{number}", number + 1
+    return folder
+
+
+def resume_command(directory: RunDirectory, arguments: list[str] | None = None) -> str:
+    """The shell command that goes on with this run.
+
+    Args:
+        directory: the run.
+        arguments: the running command, by default ``sys.argv``; its overrides are kept.
+    """
+    program, *overrides = sys.argv if arguments is None else arguments
+    kept = [word for word in overrides if word.split("=")[0] not in ("run_dir", "resume")]
+    start = ["python", program] if program.endswith(".py") else Path(program).name.split()
+    return shlex.join([*start, *kept, f"run_dir={directory.path}", "resume=auto"])

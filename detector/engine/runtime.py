@@ -1,0 +1,92 @@
+"""Device, precision, memory layout and threads, applied from outside the model."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import nn
+
+from detector.structures import Batch
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How a model is run; what it computes stays the same up to rounding.
+
+    Args:
+        device: ``"auto"`` (CUDA where there is one, else the CPU), ``"cpu"``, ``"cuda"``,
+            ``"cuda:1"``, ...
+        precision: ``"float32"``, or ``"bf16"`` for autocast to bfloat16 with float32 weights.
+        channels_last: NHWC memory, which tensor cores and oneDNN prefer.
+        num_threads: CPU threads of one operation; ``None`` leaves torch's choice.
+
+    Raises:
+        ValueError: a device that is not there, or an unknown precision.
+    """
+
+    device: str = "auto"
+    precision: Literal["float32", "bf16"] = "float32"
+    channels_last: bool = False
+    num_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("float32", "bf16"):
+            raise ValueError(f"runtime.precision={self.precision}: choose float32 or bf16")
+        name = self.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+            object.__setattr__(self, "device", name)
+        try:
+            device = torch.device(name)
+        except RuntimeError as error:
+            raise ValueError(f"runtime.device={name}: choose auto, cpu or cuda") from error
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise ValueError(
+                f"runtime.device={name}: torch sees {torch.cuda.device_count()} CUDA devices; "
+                "use runtime.device=auto"
+            )
+
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device(self.device)
+
+    def apply(self) -> None:
+        """Sets the process-wide part: the number of threads."""
+        if self.num_threads is not None:
+            torch.set_num_threads(self.num_threads)
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """The model on the device and in the memory layout."""
+        model = model.to(self.torch_device)
+        if self.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        return model
+
+    def move(self, batch: Batch) -> Batch:
+        """The batch on the device and in the memory layout; the copy does not block the host."""
+        batch = batch.to(self.torch_device, non_blocking=True)
+        if self.channels_last:
+            images = batch.images.contiguous(memory_format=torch.channels_last)
+            batch = replace(batch, images=images)
+        return batch
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context in which forward passes run."""
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.torch_device.type, torch.bfloat16)
+
+    def peak_memory(self) -> float | None:
+        """GiB: the most allocated on the GPU, or the most resident of the process on a CPU."""
+        if self.torch_device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.torch_device) / 2**30
+        try:
+            import resource
+        except ImportError:  # Windows has no such count in the standard library
+            return None
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (2**30 if sys.platform == "darwin" else 2**20)

@@ -1,0 +1,48 @@
+"""Ctrl-C and SIGTERM as a wish to stop, heard at the end of the current step."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Self
+
+
+class StopRequest:
+    """Within ``with StopRequest() as stop:`` SIGINT and SIGTERM only set ``stop.signal``.
+
+    A second one of either is not caught: it ends the program at once, for one who cannot wait. The
+    former handlers are back after the block. Outside the main thread, where Python allows no
+    handlers, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._former: dict[signal.Signals, object] = {}
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell expects of a program ended by this signal: 130 or 143."""
+        assert self.signal is not None
+        return 128 + self.signal
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._former[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._restore()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.signal = signal.Signals(number)
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        self._former.clear()

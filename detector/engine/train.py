@@ -1,0 +1,268 @@
+"""Trains a detector; reads from top to bottom as what happens.
+
+python tools/train.py                                  the default experiment
+python tools/train.py experiment=NAME key=value ...    another recipe, changed
+python tools/train.py ... run_dir=DIR resume=auto      goes on where it stopped
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch.nn.utils import clip_grad_norm_, get_total_norm
+
+from detector.data.loader import build_eval_loader, build_train_loader
+from detector.engine import assembly
+from detector.engine.atomic_file import atomic_write, write_json
+from detector.engine.checkpoint import (
+    FORMAT,
+    best_metric,
+    check_classes,
+    checkpoint_config,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
+from detector.engine.inference import evaluate_model
+from detector.engine.loss_window import LossWindow
+from detector.engine.metric_log import MetricLog
+from detector.engine.optimizer import restore_optimizer, set_learning_rate
+from detector.engine.pictures import Comparisons
+from detector.engine.plan import plan_training
+from detector.engine.progress import duration, open_display
+from detector.engine.randomness import seed_everything
+from detector.engine.run_directory import choose_run_directory, resume_command
+from detector.engine.signals import StopRequest
+from detector.engine.stopwatch import Stopwatch
+from detector.engine.weight_average import WeightAverage
+from detector.evaluation.coco import CocoEvaluator
+from detector.evaluation.table import evaluation_table
+from detector.predictor import Detector
+
+
+def train(cfg: DictConfig) -> dict[str, Any]:
+    """Trains, evaluates and writes a run directory.
+
+    Args:
+        cfg: composed from ``configs/train.yaml``, which explains every key.
+
+    Returns:
+        The final metrics, as written to ``metrics.json``.
+
+    Raises:
+        ValueError, FileNotFoundError: what the user has to put right, before the first step.
+        NonFiniteLoss: training diverged; the last good checkpoint is kept.
+        SystemExit: with 130 or 143 after Ctrl-C or SIGTERM, when everything is saved.
+    """
+    # Where to write, and what to go on from. Looked at first: it fails fast.
+    run, resume_from = choose_run_directory(cfg.run_dir, cfg.resume, cfg.name)
+    former = load_checkpoint(resume_from) if resume_from else None
+    runtime = instantiate(cfg.runtime)
+    runtime.apply()
+
+    # Data. Every image and annotation is checked here.
+    train_set = assembly.build_dataset(cfg.data, "train")
+    val_set = assembly.build_dataset(cfg.data, "val")
+    assembly.check_same_classes(train_set, val_set)
+    classes = train_set.index.category_names
+    category_ids = train_set.index.category_ids.tolist()
+    if former:
+        check_classes(resume_from, former, classes, cfg.data.train.annotations)
+    assembly.set_num_classes(cfg, classes, cfg.data.train.annotations)
+
+    # Model, from random or pretrained weights.
+    seed_everything(cfg.seed)
+    model = runtime.place(assembly.build_model(cfg.model))
+    model.train()
+    assembly.check_masks(model, train_set)
+    loader = build_train_loader(
+        train_set,
+        batch_size=cfg.data.batch_size,
+        num_workers=cfg.data.num_workers,
+        seed=cfg.seed,
+        buckets=assembly.plain(cfg.data.buckets),
+        aspect_ratio_grouping=cfg.data.aspect_ratio_grouping,
+        with_masks=model.has_masks,
+        pin_memory=runtime.torch_device.type == "cuda",
+    )
+    val_loader = build_eval_loader(
+        val_set,
+        batch_size=cfg.data.val_batch_size,
+        num_workers=cfg.data.num_workers,
+        buckets=assembly.plain(cfg.data.buckets),
+    )
+
+    # Optimiser, schedule, average of the weights.
+    plan = plan_training(
+        loader.steps_per_epoch,
+        cfg.training.max_steps,
+        cfg.training.max_epochs,
+        cfg.evaluation.every,
+        cfg.evaluation.every_epochs,
+    )
+    OmegaConf.update(cfg, "training.max_steps", plan.max_steps)
+    optimizer = instantiate(cfg.optimizer)(model)
+    schedule = instantiate(cfg.schedule)
+    decay = cfg.training.ema_decay
+    average = WeightAverage(model, decay) if decay is not None else None
+
+    # Resume.
+    step, evaluated, best = 0, None, None
+    if former:
+        load_weights(model, former.get("trained_model", former["model"]), resume_from)
+        if average:
+            load_weights(average.model, former["model"], resume_from)
+        restore_optimizer(optimizer, former["optimizer"], resume_from)
+        loader.load_state_dict(former["loader"])
+        step, evaluated, best = former["step"], former["evaluation"], former["best"]
+    trained_parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    evaluated_model = average.model if average else model
+
+    # Evaluation.
+    max_detections = assembly.plain(cfg.evaluation.max_detections)
+    has_masks = model.has_masks and val_set.index.has_masks
+    iou_types = ("box", "mask") if has_masks else ("box",)
+    evaluator = CocoEvaluator(val_set.index, iou_types, max_detections)
+    kind, key = best_metric(cfg.checkpoint.metric, has_masks, max_detections)
+    comparisons = Comparisons(val_set.index, cfg.logging.pictures, cfg.logging.score_threshold)
+    watcher = Detector(
+        evaluated_model,
+        class_names=classes,
+        category_ids=category_ids,
+        transforms=instantiate(cfg.augment.val, _convert_="all"),
+        runtime=runtime,
+        buckets=assembly.plain(cfg.data.buckets),
+    )
+
+    # The run directory.
+    with atomic_write(run.config) as file:
+        file.write(OmegaConf.to_yaml(cfg, resolve=True).encode())
+    config_text = OmegaConf.to_yaml(cfg)
+    window, stopwatch = LossWindow(), Stopwatch(runtime.torch_device)
+    began = time.perf_counter()
+
+    with (
+        StopRequest() as stop,
+        closing(MetricLog(run.metric_lines, run.tensorboard, step)) as log,
+        open_display(plan.max_steps, step) as display,
+    ):
+
+        def save(path, evaluation) -> None:
+            window.check()  # diverged weights must not replace good ones
+            content = {
+                "format": FORMAT,
+                "model": evaluated_model.state_dict(),
+                "config": config_text,
+                "class_names": list(classes),
+                "category_ids": category_ids,
+                "step": step,
+                "optimizer": optimizer.state_dict(),
+                "loader": loader.state_dict(),
+                "evaluation": evaluation,
+                "best": best,
+            }
+            if average:
+                content["trained_model"] = model.state_dict()
+            save_checkpoint(path, content)
+
+        display.print(assembly.describe_model(model))
+        display.print(f"train {assembly.describe_dataset(train_set)}")
+        display.print(f"val   {assembly.describe_dataset(val_set)}")
+        display.print(
+            f"{plan.max_steps} steps of {cfg.data.batch_size} images, "
+            f"{plan.max_steps / plan.steps_per_epoch:.1f} epochs, on {runtime.device} in "
+            f"{runtime.precision}"
+        )
+        if former:
+            display.print(f"resumed from {resume_from} after step {step}")
+            for change in assembly.config_changes(checkpoint_config(former), cfg):
+                display.print(f"changed since the checkpoint: {change}")
+        display.print(f"writing to {run.path}")
+
+        batches = iter(loader)
+        while True:
+            # Evaluate. It comes before the end of the loop, so that a run which was stopped after
+            # its last step but before the evaluation catches up when it is resumed.
+            if plan.evaluates(step) and (evaluated is None or evaluated["step"] != step):
+                save(run.last, evaluated)
+                tracked = display.track(val_loader, len(val_loader), "evaluating")
+                found = evaluate_model(
+                    evaluated_model, tracked, evaluator, runtime, should_stop=lambda: bool(stop)
+                )
+                if found is not None:
+                    evaluated = {"step": step, "metrics": found.metrics}
+                    log.evaluation(step, evaluated["metrics"])
+                    display.print(evaluation_table(found))
+                    value = found.metrics[kind][key]
+                    if best is None or value > best:
+                        best = value
+                        save(run.best, evaluated)
+                    save(run.last, evaluated)
+                    for name, picture in comparisons.draw(watcher, run.pictures):
+                        log.picture(step, name, picture)
+                stopwatch.restart()
+            if stop or step >= plan.max_steps:
+                break
+
+            # One step.
+            stopwatch.start()
+            batch = next(batches)
+            on_device = runtime.move(batch)
+            stopwatch.lap("data", on_host=True)
+
+            seed_everything(cfg.seed, step)
+            multiplier = set_learning_rate(optimizer, schedule, step)
+            with runtime.autocast():
+                losses = model(on_device.images, on_device.image_sizes, on_device.targets)
+            total = sum(losses.values())
+            stopwatch.lap("forward")
+
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            stopwatch.lap("backward")
+
+            if cfg.training.gradient_clip is not None:
+                norm = clip_grad_norm_(trained_parameters, cfg.training.gradient_clip)
+            else:
+                norm = get_total_norm([p.grad for p in trained_parameters if p.grad is not None])
+            optimizer.step()
+            step += 1
+            if average:
+                average.update(model, step)
+            stopwatch.lap("update")
+
+            # Look at it now and then, and save.
+            window.add(step, batch.image_ids, {"loss": total, **losses, "gradient_norm": norm})
+            display.advance(step)
+            if step % cfg.logging.every == 0 or step == plan.max_steps:
+                values = window.read()
+                seconds = stopwatch.read()
+                values["lr"] = optimizer.defaults["lr"] * multiplier
+                values["epoch"] = step / loader.steps_per_epoch
+                values["images_per_second"] = cfg.data.batch_size / seconds["step"]
+                values["memory_gib"] = runtime.peak_memory() or 0.0
+                times = {f"time/{name}": value for name, value in seconds.items()}
+                log.training(step, values | times)
+                display.report(values, seconds["step"])
+            if step % cfg.checkpoint.every == 0:
+                save(run.last, evaluated)
+
+        # The end.
+        if stop and step < plan.max_steps:
+            save(run.last, evaluated)
+            display.print(
+                f"stopped by {stop.signal.name}; saved step {step} to {run.last}. Go on with\n"
+                f"    {resume_command(run)}"
+            )
+            raise SystemExit(stop.exit_code)
+        display.print(
+            f"finished {step} steps in {duration(time.perf_counter() - began)}; "
+            f"see {run.metrics} and the pictures in {run.pictures}"
+        )
+    metrics = evaluated["metrics"]
+    write_json(run.metrics, metrics)
+    return metrics

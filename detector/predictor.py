@@ -1,0 +1,200 @@
+"""The user's way to a trained model.
+
+import detector
+model = detector.load("runs/shapes/.../checkpoints/best.pt")
+model.predict("photo.jpg").plot()
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra.utils import instantiate
+from PIL import Image, ImageOps
+from torch import nn
+
+from detector.data.augmentation import Augmentation
+from detector.data.collate import Collate
+from detector.data.images import read_image
+from detector.data.sample import Sample
+from detector.engine.assembly import build_model, plain
+from detector.engine.checkpoint import checkpoint_config, load_checkpoint, load_weights
+from detector.engine.inference import detect
+from detector.engine.runtime import Runtime
+from detector.results import Result, to_results
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+
+ImageLike = str | Path | np.ndarray | Image.Image
+
+
+class Detector:
+    """A model with everything it takes to use it on images.
+
+    Args:
+        model: a :class:`detector.rcnn.FasterRCNN` or :class:`detector.rcnn.MaskRCNN`.
+        class_names: K names.
+        category_ids: K ids of the dataset it was trained on, for COCO results.
+        transforms: albumentations transforms that bring an image to the network's input size.
+        runtime: where and in which precision to run.
+        buckets: padded sizes, see :class:`detector.data.collate.Collate`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        class_names: Sequence[str],
+        category_ids: Sequence[int],
+        transforms: Sequence[Any] = (),
+        runtime: Runtime | None = None,
+        buckets: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        self.runtime = runtime or Runtime()
+        self.model = self.runtime.place(model)
+        self.names = list(class_names)
+        self.category_ids = list(category_ids)
+        self._augmentation = Augmentation(transforms)
+        self._collate = Collate(buckets, with_masks=False)
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.names[:5]) + (", ..." if len(self.names) > 5 else "")
+        model = type(self.model).__name__
+        return f"Detector({model}, {len(self.names)} classes: {names}; {self.runtime.device})"
+
+    def predict(
+        self, images: ImageLike | Sequence[ImageLike], score_threshold: float = 0.5
+    ) -> Result | list[Result]:
+        """Finds objects.
+
+        Args:
+            images: an image: a file, a PIL image, or an array ``(H, W, 3)`` RGB or ``(H, W)`` gray,
+                uint8. Or several: a list of these, a folder, or a pattern such as ``"*.jpg"``.
+            score_threshold: objects with a lower score are left out.
+
+        Returns:
+            A result for an image, a list of results for a list, folder or pattern.
+
+        Raises:
+            FileNotFoundError: there is no such file, or none in the folder.
+            ValueError: an image cannot be read, or is no 8-bit image.
+        """
+        if isinstance(images, str | Path) and not Path(images).is_file():
+            images = find_images(images)
+        if isinstance(images, list | tuple):
+            return [self._predict_one(image, score_threshold) for image in images]
+        return self._predict_one(images, score_threshold)
+
+    def _predict_one(self, image: ImageLike, score_threshold: float) -> Result:
+        pixels, path = to_pixels(image)
+        # The transforms of evaluation draw no random numbers, so any generator will do.
+        sample = self._augmentation(_without_targets(pixels), np.random.default_rng(0))
+        batch = self._collate([sample])
+        [result] = to_results(
+            detect(self.model, batch, self.runtime),
+            batch.image_sizes,
+            batch.original_sizes,
+            self.names,
+            category_ids=self.category_ids,
+            images=[pixels],
+            paths=None if path is None else [path],
+            score_threshold=score_threshold,
+        )
+        return result
+
+
+def load(
+    checkpoint: str | Path, device: str = "auto", *, runtime: Runtime | None = None
+) -> Detector:
+    """A detector from a checkpoint alone.
+
+    Args:
+        checkpoint: a ``.pt`` file of a training, or its run directory (then ``last.pt``).
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
+        runtime: instead of ``device``, also precision and memory layout.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is broken, or no checkpoint; or there is no such device.
+    """
+    content = load_checkpoint(checkpoint)
+    config = checkpoint_config(content)
+    model = build_model(config.model)
+    load_weights(model, content["model"], checkpoint)
+    return Detector(
+        model.eval(),
+        content["class_names"],
+        content["category_ids"],
+        transforms=instantiate(config.augment.val, _convert_="all"),
+        runtime=runtime or Runtime(device),
+        buckets=plain(config.data.buckets),
+    )
+
+
+def to_pixels(image: ImageLike) -> tuple[np.ndarray, Path | None]:
+    """``(H, W, 3)`` uint8 RGB, and the file if it came from one.
+
+    Raises:
+        FileNotFoundError, ValueError: see :meth:`Detector.predict`.
+    """
+    if isinstance(image, str | Path):
+        return read_image(image), Path(image)
+    if isinstance(image, Image.Image):
+        return np.array(ImageOps.exif_transpose(image).convert("RGB")), None
+    if not isinstance(image, np.ndarray):
+        raise ValueError(
+            f"an image of type {type(image).__name__}; give a path, a PIL image or a numpy array"
+        )
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
+        raise ValueError(
+            f"an array of shape {image.shape} and type {image.dtype}; give (H, W, 3) RGB or (H, W) "
+            "gray of uint8, 0 to 255"
+        )
+    if image.size == 0:
+        raise ValueError(f"an array of shape {image.shape} has no pixels")
+    if image.ndim == 2:
+        image = np.repeat(image[:, :, None], 3, axis=2)
+    return np.ascontiguousarray(image), None
+
+
+def _without_targets(pixels: np.ndarray) -> Sample:
+    return Sample(
+        image=pixels,
+        boxes=np.zeros((0, 4), np.float32),
+        labels=np.zeros(0, np.int64),
+        ring_offsets=np.zeros(1, np.int64),
+        vertex_offsets=np.zeros(1, np.int64),
+        vertices=np.zeros((0, 2), np.float32),
+        image_id=0,
+        original_size=pixels.shape[:2],
+    )
+
+
+def find_images(where: str | Path) -> list[Path]:
+    """Image files, sorted: the file ``where``, those in the folder, or those of the pattern.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    path = Path(where).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        if not found:
+            raise FileNotFoundError(
+                f"{path} holds no image ({', '.join(IMAGE_SUFFIXES)}); for images in folders below "
+                f"give a pattern such as '{path}/**/*.jpg'"
+            )
+        return found
+    found = sorted(Path(name) for name in _matches(str(path)) if Path(name).is_file())
+    if not found:
+        raise FileNotFoundError(f"{where}: no such image, folder, or file that fits the pattern")
+    return found
+
+
+def _matches(pattern: str) -> Iterator[str]:
+    return glob.iglob(pattern, recursive=True) if glob.has_magic(pattern) else iter(())
