@@ -14,7 +14,7 @@ from detector.data.index import AnnotationIndex, cache_directory
 from detector.data.problems import OnError, settle_problems
 
 # Part of the cache's key: raise it whenever reading the same file gives another index.
-_READER_VERSION = 1
+_READER_VERSION = 2
 
 _logger = logging.getLogger(__name__)
 

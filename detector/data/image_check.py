@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import struct
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from detector.data.image_integrity import is_whole
 from detector.data.index import AnnotationIndex, cache_directory
 from detector.data.problems import Problem
 
@@ -26,9 +25,8 @@ _RESTORE = "restore the file, or remove it from the annotations"
 def check_images(index: AnnotationIndex) -> tuple[np.ndarray, list[Problem]]:
     """Checks every image file of a dataset.
 
-    A JPEG is whole when its end marker follows its first scan, a PNG when its chunks have the right
-    checksums up to the last; other formats are decoded. Files that passed are remembered by size
-    and modification time, so that the next start only asks the file system.
+    Files that passed are remembered by size and modification time, so that the next start only
+    asks the file system for these.
 
     Returns:
         good: ``(N,)`` bool.
@@ -46,7 +44,7 @@ def check_images(index: AnnotationIndex) -> tuple[np.ndarray, list[Problem]]:
     if len(todo) == 0:
         return good, problems
 
-    def check(i: int) -> str | None:
+    def check(i: int) -> tuple[str, str] | None:
         return find_image_fault(paths[i], int(index.widths[i]), int(index.heights[i]))
 
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
@@ -55,14 +53,13 @@ def check_images(index: AnnotationIndex) -> tuple[np.ndarray, list[Problem]]:
                 good[i] = True
             else:
                 record = f"image {index.image_ids[i]} ({index.file_name(i)})"
-                what, remedy = fault.split("; ", 1)
-                problems.append(Problem("image", record, what, remedy))
+                problems.append(Problem("image", record, *fault))
     _remember(cache, state, good)
     return good, problems
 
 
-def find_image_fault(path: str | Path, width: int, height: int) -> str | None:
-    """What is wrong with an image file, as ``"what; remedy"``, or ``None``.
+def find_image_fault(path: str | Path, width: int, height: int) -> tuple[str, str] | None:
+    """What is wrong with an image file and the remedy, or ``None``.
 
     Args:
         path: the image file.
@@ -73,82 +70,33 @@ def find_image_fault(path: str | Path, width: int, height: int) -> str | None:
         with open(path, "rb") as file:
             data = file.read()
     except OSError:
-        return f"no file {path}; check data.root and the images folder"
+        return f"no file {path}", "check data.root and the images folder"
     try:
         # Only the header is decoded here.
         with Image.open(io.BytesIO(data)) as image:
-            file_width, file_height = image.size
-            orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-            image_format = image.format
+            size = image.size
+            turned = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+    except Image.DecompressionBombError:
+        return f"{path} has too many pixels", "cut it into tiles"
     except (OSError, SyntaxError, ValueError) as error:
         detail = "it is empty" if not data else str(error).split(" <")[0]
-        return f"{path} is not a readable image ({detail}); {_RESTORE}"
-    turned = orientation in (5, 6, 7, 8)
-    if turned:
-        file_width, file_height = file_height, file_width
-    if not _is_whole(data, image_format):
-        return f"{path} is truncated or damaged; {_RESTORE}"
-    if (file_width, file_height) != (width, height):
-        if turned and (file_height, file_width) == (width, height):
-            return (
-                f"{path} is {file_width}x{file_height} after its EXIF rotation but the annotations "
-                f"say {width}x{height}; annotate the upright image, or remove its orientation tag "
-                "if the annotations were made without it"
-            )
+        return f"{path} is not a readable image ({detail})", _RESTORE
+    if not is_whole(data):
+        return f"{path} is truncated or damaged", _RESTORE
+    upright = size[::-1] if turned else size
+    if upright == (width, height):
+        return None
+    said = f"but the annotations say {width}x{height}"
+    if turned and size == (width, height):
         return (
-            f"{path} is {file_width}x{file_height} but the annotations say {width}x{height}; "
-            "correct width and height in the annotations, or restore the annotated file"
+            f"{path} is {upright[0]}x{upright[1]} after its EXIF rotation {said}",
+            "annotate the upright image, or remove its orientation tag if the annotations were "
+            "made without it",
         )
-    return None
-
-
-def _is_whole(data: bytes, image_format: str | None) -> bool:
-    if image_format in ("JPEG", "MPO"):
-        return _is_whole_jpeg(data)
-    if image_format == "PNG":
-        return _is_whole_png(data)
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError):
-        return False
-    return True
-
-
-def _is_whole_jpeg(data: bytes) -> bool:
-    # Segments carry their length, so a thumbnail's own end marker is stepped over. In the coded
-    # data after the first scan header, FF D9 can only be the end.
-    position = 2
-    while position + 4 <= len(data):
-        if data[position] != 0xFF:
-            return False
-        marker = data[position + 1]
-        if marker == 0xFF:  # fill byte
-            position += 1
-            continue
-        if marker == 0x01 or 0xD0 <= marker <= 0xD7:
-            position += 2
-            continue
-        if marker == 0xDA:
-            return data.rfind(b"\xff\xd9", position) >= 0
-        position += 2 + struct.unpack_from(">H", data, position + 2)[0]
-    return False
-
-
-def _is_whole_png(data: bytes) -> bool:
-    position = 8
-    while position + 12 <= len(data):
-        (length,) = struct.unpack_from(">I", data, position)
-        end = position + 12 + length
-        if end > len(data):
-            return False
-        (stored,) = struct.unpack_from(">I", data, end - 4)
-        if zlib.crc32(memoryview(data)[position + 4 : end - 4]) != stored:
-            return False
-        if data[position + 4 : position + 8] == b"IEND":
-            return True
-        position = end
-    return False
+    return (
+        f"{path} is {upright[0]}x{upright[1]} {said}",
+        "correct width and height in the annotations, or restore the annotated file",
+    )
 
 
 def _stamp(path: str) -> tuple[int, int]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-_JPEG = b"\xff\xd8\xff"
-_PNG = b"\x89PNG\r\n\x1a\n"
+from detector.data.image_integrity import JPEG_START, PNG_START, is_whole
 
 
 def read_image(path: Path | str) -> np.ndarray:
@@ -39,7 +39,9 @@ def read_image(path: Path | str) -> np.ndarray:
 
 def decode_image(data: bytes, path: Path | str) -> np.ndarray:
     """Like :func:`read_image` for a file's content; ``path`` is for messages."""
-    if data.startswith((_JPEG, _PNG)):
+    if data.startswith((JPEG_START, PNG_START)):
+        if not is_whole(data):  # OpenCV would fill the rest with gray
+            raise ValueError(f"{path}: truncated or damaged image; restore or remove the file")
         # OpenCV decodes these two as PIL does, several times faster; it knows their EXIF
         # orientation and scales 16 bits.
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
@@ -49,8 +51,6 @@ def decode_image(data: bytes, path: Path | str) -> np.ndarray:
 
 
 def _decode_with_pil(data: bytes, path: Path | str) -> np.ndarray:
-    import io
-
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()

@@ -52,7 +52,7 @@ class AnnotationIndex:
         annotation_ids: ``(M,)`` int64.
         boxes: ``(M, 4)`` float32 ``(x1, y1, x2, y2)``, inside the image.
         labels: ``(M,)`` int32 in ``0..K-1``, the rank of the category id.
-        crowd: ``(M,)`` bool; crowd regions have no rings and are never training targets.
+        crowd: ``(M,)`` bool; crowd regions are never training targets.
         ring_offsets: ``(M + 1,)`` int64 into the rings.
         vertex_offsets: ``(R + 1,)`` int64 into the vertices.
         vertices: ``(V, 2)`` float32, see :mod:`detector.data.rings`.

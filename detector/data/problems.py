@@ -35,6 +35,10 @@ class Problem:
         return f"{self.record}: {self.what}; {self.remedy}"
 
 
+class DamagedRecord(Exception):
+    """Raised with what is wrong with a record and its remedy, where a record is checked."""
+
+
 def describe_problems(file: Path, problems: list[Problem]) -> str:
     """The file, how many records are damaged, and the first of them line by line."""
     counts = Counter(problem.kind for problem in problems)

@@ -1,7 +1,7 @@
 """Masks as rings of vertices: COCO polygons and run-length encodings.
 
-A ring is a closed chain of vertices in continuous pixels, the last joined to the first. Rings with a
-positive shoelace area (clockwise on screen, y pointing down) fill, rings with a negative one are
+A ring is a closed chain of vertices in continuous pixels, the last joined to the first. Rings with
+a positive shoelace area (clockwise on screen, y pointing down) fill, rings with a negative one are
 holes; together they describe a mask under the non-zero winding rule.
 
 Everything works on many annotations at once, in flat arrays with offsets: 7000 small masks take
