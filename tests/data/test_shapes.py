@@ -16,6 +16,8 @@ from pycocotools.coco import COCO
 
 from detector.data import shapes
 from detector.data.polygon_clipping import region_area
+from detector.data.shape_painting import coverage
+from detector.data.shape_scenes import CLASS_NAMES, Scene, make_scene
 
 NUM_TRAIN, NUM_VAL = 60, 12
 
@@ -32,8 +34,8 @@ def coco(root: Path) -> COCO:
 
 
 @pytest.fixture(scope="module")
-def scenes() -> list[shapes.Scene]:
-    return [shapes.make_scene(np.random.default_rng([7, index])) for index in range(150)]
+def scenes() -> list[Scene]:
+    return [make_scene(np.random.default_rng([7, index])) for index in range(150)]
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -48,7 +50,7 @@ def test_layout_and_counts(root: Path):
     for split, count in (("train", NUM_TRAIN), ("val", NUM_VAL)):
         document = json.loads((root / "annotations" / f"instances_{split}.json").read_text())
         assert len(document["images"]) == count == len(list((root / split).glob("*.jpg")))
-        assert [entry["name"] for entry in document["categories"]] == list(shapes.CLASS_NAMES)
+        assert [entry["name"] for entry in document["categories"]] == list(CLASS_NAMES)
         ids = [entry["id"] for entry in document["annotations"]]
         assert len(set(ids)) == len(ids)
         for entry in document["images"]:
@@ -86,13 +88,18 @@ def test_records_are_consistent(coco: COCO):
         rings = [np.reshape(part, (-1, 2)) for part in record["segmentation"]]
         assert record["area"] == pytest.approx(region_area(rings), abs=0.01)
         # pycocotools fills polygons by its own rule, half a pixel generous along the outline.
-        perimeter = sum(np.linalg.norm(r - np.roll(r, -1, 0), axis=1).sum() for r in rings)
-        assert abs(coco.annToMask(record).sum() - record["area"]) < 0.4 * perimeter + 2
+        too_much = abs(coco.annToMask(record).sum() - record["area"])
+        assert too_much < 0.4 * perimeter(record) + 2
 
 
-def test_annotations_are_the_visible_parts(scenes: list[shapes.Scene]):
+def perimeter(record: dict) -> float:
+    rings = [np.reshape(part, (-1, 2)) for part in record["segmentation"]]
+    return sum(np.linalg.norm(ring - np.roll(ring, -1, 0), axis=1).sum() for ring in rings)
+
+
+def test_annotations_are_the_visible_parts(scenes: list[Scene]):
     """Against the painter's algorithm: whole outlines filled back to front by another library."""
-    fine, worst = 8, 1.0
+    fine = 8
     for scene in scenes[:40]:
         owner = Image.new("L", (128 * fine, 128 * fine))
         for number, shape in enumerate(scene.shapes, start=1):
@@ -106,9 +113,9 @@ def test_annotations_are_the_visible_parts(scenes: list[shapes.Scene]):
                 points = np.reshape(part, (-1, 2)) * fine - 0.5
                 ImageDraw.Draw(mask).polygon(list(map(tuple, points)), fill=1)
             drawn, annotated = owner == number, np.asarray(mask)
-            overlap = (drawn & annotated).sum() / (drawn | annotated).sum()
-            worst = min(worst, overlap)
-    assert worst > 0.97  # Pillow's own outline is half a fine pixel thick
+            # Pillow draws outlines half a fine pixel too wide, and fragments go unannotated.
+            allowed = 0.15 * perimeter(record) + 3
+            assert (drawn != annotated).sum() / fine**2 < allowed
 
 
 def test_edges_in_the_picture_lie_on_the_polygons(root: Path, coco: COCO):
@@ -142,7 +149,7 @@ def sample(field: np.ndarray, points: np.ndarray) -> np.ndarray:
     return top * (1 - fy) + bottom * fy
 
 
-def test_every_kind_of_image_and_annotation_exists(scenes: list[shapes.Scene]):
+def test_every_kind_of_image_and_annotation_exists(scenes: list[Scene]):
     records = [scene.annotations() for scene in scenes]
     assert any(not found for found in records), "images without objects"
     assert max(map(len, records)) >= 7
@@ -156,16 +163,16 @@ def test_every_kind_of_image_and_annotation_exists(scenes: list[shapes.Scene]):
     assert large.sum() >= 2
 
 
-def test_classes_are_balanced_and_colour_says_nothing(scenes: list[shapes.Scene]):
+def test_classes_are_balanced_and_colour_says_nothing(scenes: list[Scene]):
     counts = Counter(shape.label for scene in scenes for shape in scene.shapes)
-    mean = sum(counts.values()) / len(shapes.CLASS_NAMES)
-    assert len(counts) == len(shapes.CLASS_NAMES) >= 5
+    mean = sum(counts.values()) / len(CLASS_NAMES)
+    assert len(counts) == len(CLASS_NAMES) >= 5
     assert all(0.7 * mean < count < 1.3 * mean for count in counts.values())
 
     colours: dict[int, list[np.ndarray]] = {label: [] for label in counts}
     for scene in scenes:
         for shape in scene.shapes:
-            inside = shapes.coverage(shape.visible, 128) == 1
+            inside = coverage(shape.visible, 128) == 1
             if inside.any():
                 colours[shape.label].append(scene.image[inside].mean(0))
     overall = np.concatenate(list(colours.values()))
@@ -174,7 +181,7 @@ def test_classes_are_balanced_and_colour_says_nothing(scenes: list[shapes.Scene]
         assert (np.abs(np.mean(found, 0) - overall.mean(0)) < 4 * error).all()
 
 
-def test_crowds_are_run_lengths_of_tiny_shapes(scenes: list[shapes.Scene]):
+def test_crowds_are_run_lengths_of_tiny_shapes(scenes: list[Scene]):
     found = [scene for scene in scenes if scene.crowd_mask is not None]
     assert found
     for scene in found:
@@ -191,15 +198,15 @@ def test_crowds_are_run_lengths_of_tiny_shapes(scenes: list[shapes.Scene]):
 
 def test_coverage_is_area():
     triangle = np.array([(10.25, 20.5), (90.75, 31.0), (40.1, 99.3)])
-    alpha = shapes.coverage([triangle], 128)
+    alpha = coverage([triangle], 128)
     assert alpha.sum() == pytest.approx(region_area([triangle]), rel=1e-3)
     assert alpha[50, 45] == 1 and alpha[5, 5] == 0
     square = np.array([(-5.0, -5.0), (2.5, -5.0), (2.5, 1.0), (-5.0, 1.0)])
-    assert shapes.coverage([square], 128)[0, :4].tolist() == [1, 1, 0.5, 0]
+    assert coverage([square], 128)[0, :4].tolist() == [1, 1, 0.5, 0]
 
 
 def test_larger_images_are_allowed_and_smaller_refused():
-    scene = shapes.make_scene(np.random.default_rng(3), 200)
+    scene = make_scene(np.random.default_rng(3), 200)
     assert scene.image.shape == (200, 200, 3)
     with pytest.raises(ValueError, match="image_size=96 must be at least 128"):
         shapes.generate_shapes("unused", image_size=96)
