@@ -10,6 +10,9 @@ from detector.structures import Polygons
 # Edges handled at once: bounds memory for a gt outlined by thousands of vertices.
 CHUNK = 128
 
+# Pixels. In cells smaller than this, coordinates measured in cells would overflow float32.
+MIN_CELL = 1e-9
+
 
 def rasterize_polygons(
     polygons: Polygons, boxes: Tensor, image_index: Tensor, gt_index: Tensor, mask_size: int
@@ -27,14 +30,15 @@ def rasterize_polygons(
         mask_size: M.
 
     Returns:
-        ``(N, M, M)`` float32 of zeros and ones. RoIs of no area and gts without edges give zeros.
+        ``(N, M, M)`` float32 of zeros and ones. RoIs of (next to) no area and gts without edges
+        give zeros.
     """
     num_rois = len(boxes)
     first = polygons.offsets[image_index, gt_index]
     last = polygons.offsets[image_index, gt_index + 1]
     origin = boxes[:, None, :2]
     cell = ((boxes[:, 2:] - boxes[:, :2]) / mask_size)[:, None]
-    filled = (cell > 0).all(2, keepdim=True)
+    filled = (cell > MIN_CELL).all(2, keepdim=True)
     cell = torch.where(filled, cell, torch.ones_like(cell))
     row_center = torch.arange(mask_size, device=boxes.device) + 0.5
 
@@ -54,9 +58,9 @@ def rasterize_polygons(
         down = ((y0 <= center) & (center < y1)).to(boxes.dtype)
         up = ((y1 <= center) & (center < y0)).to(boxes.dtype)
         direction = (down - up) * used[:, None]
-        rise = torch.where(y1 == y0, torch.ones_like(y0), y1 - y0)
+        # Edges that do not cross the row have direction 0, and any finite column serves.
+        rise = torch.where(direction == 0, torch.ones_like(y0), y1 - y0)
         x = x0[:, None] + (center - y0) / rise * (x1 - x0)[:, None]
-        # Edges that do not cross the row have direction 0, and any column serves.
         column = torch.ceil(x - 0.5).clamp(min=0, max=mask_size).long()
         crossings.scatter_add_(2, column, direction)
     winding = crossings[:, :, :mask_size].cumsum(2)
