@@ -1,0 +1,119 @@
+"""Pasting masks: against grid_sample over the whole image, and against pycocotools' encoder."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from pycocotools import mask as coco_mask
+
+from detector.ops.masks import masks_to_rle, paste_masks
+
+
+def grid_sampled(masks, boxes, height, width):
+    """The meaning: every pixel centre of the image looked up in the mask, zeros outside it."""
+    x1, y1, x2, y2 = boxes.double().unbind(1)
+    x = (torch.arange(width).double() + 0.5 - x1[:, None]) / (x2 - x1)[:, None] * 2 - 1
+    y = (torch.arange(height).double() + 0.5 - y1[:, None]) / (y2 - y1)[:, None] * 2 - 1
+    shape = (len(boxes), height, width)
+    grid = torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape)], dim=3)
+    return F.grid_sample(masks.double()[:, None], grid, align_corners=False)[:, 0]
+
+
+def random_boxes(number, height, width, seed, reach=0.3):
+    """Boxes of all sizes, some partly outside the image."""
+    generator = torch.Generator().manual_seed(seed)
+    size = torch.tensor([width, height])
+    corners = (torch.rand(number, 2, 2, generator=generator) * (1 + 2 * reach) - reach) * size
+    return torch.cat([corners.amin(1), corners.amax(1) + 0.5], dim=1)
+
+
+def encoded(pasted):
+    fortran = np.asfortranarray(pasted.numpy().transpose(1, 2, 0).astype(np.uint8))
+    return [rle["counts"].decode() for rle in coco_mask.encode(fortran)]
+
+
+@pytest.mark.parametrize("side", [14, 28])
+def test_pasting_is_grid_sampling_cut_at_one_half(side):
+    height, width = 61, 83
+    masks = torch.rand(60, side, side, generator=torch.Generator().manual_seed(side))
+    boxes = random_boxes(60, height, width, seed=side)
+    expected = grid_sampled(masks, boxes, height, width)
+    pasted = paste_masks(masks, boxes, height, width)
+    # The products are rounded to float32: probabilities that close to the threshold may flip.
+    clear = (expected - 0.5).abs() > 1e-5
+    assert clear.float().mean() > 0.999
+    assert torch.equal(pasted[clear], (expected >= 0.5)[clear])
+    assert pasted.any(), "the boxes must reach into the image for the test to mean something"
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.5, 0.9])
+def test_any_threshold_sees_the_half_cell_of_fading_around_the_box(threshold):
+    masks, boxes = torch.ones(1, 4, 4), torch.tensor([[10.0, 10.0, 30.0, 30.0]])
+    expected = grid_sampled(masks, boxes, 40, 40) >= threshold
+    assert torch.equal(paste_masks(masks, boxes, 40, 40, threshold), expected)
+
+
+def test_full_mask_covers_exactly_the_pixels_whose_centres_lie_in_the_box():
+    boxes = torch.tensor([[2.0, 3.0, 7.0, 5.0], [2.4, 3.6, 7.6, 5.4], [0.0, 0.0, 9.0, 8.0]])
+    pasted = paste_masks(torch.ones(3, 28, 28), boxes, 8, 9)
+    expected = torch.zeros(3, 8, 9, dtype=torch.bool)
+    expected[0, 3:5, 2:7] = True
+    # 2.4 excludes no centre from 2.5 on, 7.6 reaches the centre 7.5; 3.6 excludes 3.5.
+    expected[1, 4:5, 2:8] = True
+    expected[2] = True
+    assert torch.equal(pasted, expected)
+
+
+def test_translating_box_by_whole_pixels_translates_the_mask():
+    masks = torch.rand(8, 28, 28, generator=torch.Generator().manual_seed(1))
+    boxes = random_boxes(8, 40, 40, seed=2, reach=0.0)
+    still = paste_masks(masks, boxes, 50, 60)
+    moved = paste_masks(masks, boxes + torch.tensor([15.0, 7.0, 15.0, 7.0]), 50, 60)
+    assert torch.equal(moved[:, 7:, 15:], still[:, :-7, :-15])
+
+
+@pytest.mark.parametrize("height, width", [(61, 83), (7, 5), (1, 1)])
+def test_rle_is_the_encoding_of_the_pasted_mask(height, width):
+    masks = torch.rand(80, 28, 28, generator=torch.Generator().manual_seed(3))
+    boxes = random_boxes(80, height, width, seed=4)
+    encodings = masks_to_rle(masks, boxes, height, width)
+    assert [rle["counts"] for rle in encodings] == encoded(paste_masks(masks, boxes, height, width))
+    assert all(rle["size"] == [height, width] for rle in encodings)
+
+
+def test_rle_joins_columns_that_run_from_top_to_bottom():
+    # Full columns in the middle, at both ends, and the whole image.
+    boxes = torch.tensor([[2, -9, 5, 19], [0, -9, 3, 19], [4, -9, 8, 19], [-9, -9, 19, 19.0]])
+    encodings = masks_to_rle(torch.ones(4, 28, 28), boxes, 6, 8)
+    assert [rle["counts"] for rle in encodings] == encoded(
+        paste_masks(torch.ones(4, 28, 28), boxes, 6, 8)
+    )
+    assert [int(coco_mask.area(rle)) for rle in encodings] == [18, 18, 24, 48]
+
+
+def test_boxes_that_hold_no_pixel_give_empty_masks():
+    boxes = torch.tensor(
+        [
+            [3.0, 3.0, 3.0, 9.0],  # no width
+            [5.0, 5.0, 4.0, 6.0],  # turned inside out
+            [20.0, 20.0, 30.0, 30.0],  # outside
+            [-9.0, -9.0, -1.0, -1.0],  # outside
+            [2.6, 2.6, 3.4, 3.4],  # between the centres of pixels
+        ]
+    )
+    assert not paste_masks(torch.ones(5, 28, 28), boxes, 10, 10).any()
+    encodings = masks_to_rle(torch.ones(5, 28, 28), boxes, 10, 10)
+    assert [int(coco_mask.area(rle)) for rle in encodings] == [0] * 5
+    assert [rle["counts"] for rle in encodings] == encoded(torch.zeros(5, 10, 10))
+
+
+def test_no_detections():
+    nothing = torch.zeros(0, 28, 28), torch.zeros(0, 4)
+    assert masks_to_rle(*nothing, 10, 12) == []
+    assert paste_masks(*nothing, 10, 12).shape == (0, 10, 12)
+
+
+def test_half_precision_masks_are_taken_as_they_are():
+    masks = (torch.rand(5, 28, 28, generator=torch.Generator().manual_seed(5)) * 255).bfloat16()
+    masks, boxes = masks / 255, random_boxes(5, 30, 30, seed=6)
+    assert torch.equal(paste_masks(masks, boxes, 30, 30), paste_masks(masks.float(), boxes, 30, 30))
