@@ -1,0 +1,209 @@
+"""Average precision and recall as COCO defines them, on pycocotools.
+
+Lin et al., Microsoft COCO: Common Objects in Context, and https://cocodataset.org/#detection-eval:
+AP is the mean precision over 101 recalls, ten IoU thresholds from .50 to .95 and the classes; AR
+the recall at a given number of detections per image, averaged likewise. A number without ground
+truth behind it is -1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from detector.evaluation.ground_truth import as_coco, load_ground_truth, quiet
+from detector.results import to_results
+from detector.structures import Batch, Detections
+
+if TYPE_CHECKING:
+    from detector.data.index import AnnotationIndex
+
+IOU_TYPES = ("box", "mask")
+UNDEFINED = -1.0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        metrics: ``{"box": {"AP": ..., ...}, "mask": {...}, "per_class": {name: {"box_AP": ...,
+            "mask_AP": ...}}}``, plain floats in 0..1, -1 where undefined. The twelve numbers are
+            AP, AP50, AP75, APs, APm, APl, three ARs named by their number of detections (AR1, AR10,
+            AR100 by default), ARs, ARm, ARl.
+        results: the detections in COCO results format.
+        notes: statements on what was left out, and why.
+    """
+
+    metrics: dict[str, dict[str, Any]]
+    results: list[dict[str, Any]]
+    notes: list[str] = field(default_factory=list)
+
+
+class CocoEvaluator:
+    """Collects detections batch by batch and compares them with the dataset's own JSON.
+
+    Each batch is turned at once into boxes and run-length encodings in the pixels of the image
+    files. Processes that share a dataset hand their :meth:`state` to one that merges them.
+
+    Args:
+        index: the dataset; every image of it has to be seen before :meth:`summarize`.
+        iou_types: of ``"box"`` and ``"mask"``; masks are left out, and a note says so, when the
+            dataset has boxes only.
+        max_detections: three ascending numbers of detections per image and class. AP and the ARs by
+            size use the last one, so that a dataset with more than 100 instances in an image can
+            raise it.
+    """
+
+    def __init__(
+        self,
+        index: AnnotationIndex,
+        iou_types: Sequence[str] = IOU_TYPES,
+        max_detections: Sequence[int] = (1, 10, 100),
+    ) -> None:
+        limits = tuple(int(limit) for limit in max_detections)
+        if len(limits) != 3 or sorted({*limits, 0})[1:] != list(limits):
+            raise ValueError(
+                f"max_detections must be three ascending positive numbers, got {limits}:"
+                " write for example [1, 10, 200]"
+            )
+        if not iou_types or not set(iou_types) <= set(IOU_TYPES):
+            raise ValueError(f"iou_types must be among {IOU_TYPES}, got {tuple(iou_types)}")
+        self._index = index
+        self._max_detections = limits
+        self._iou_types = [kind for kind in IOU_TYPES if kind in iou_types]
+        self._notes: list[str] = []
+        self._ground_truth: COCO | None = None
+        if not index.has_masks:
+            self._leave_out_masks(f"{index.source_file} has boxes without segmentation")
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the detections; the ground truth, once read, stays."""
+        self._results: dict[int, list[dict[str, Any]]] = {}
+
+    def update(self, batch: Batch, detections: Detections) -> None:
+        """Take in the detections of a batch; an image that was seen before is passed over."""
+        if detections.masks is None:
+            self._leave_out_masks("the model finds boxes only")
+        found = to_results(
+            detections,
+            batch.image_sizes,
+            batch.original_sizes,
+            self._index.category_names,
+            category_ids=self._index.category_ids,
+            image_ids=batch.image_ids,
+        )
+        new = [result for result in found if result.image_id not in self._results]
+        self.merge({result.image_id: result.to_coco() for result in new})
+
+    def state(self) -> dict[int, list[dict[str, Any]]]:
+        """The results so far by image id: plain values that can be sent to another process."""
+        return self._results
+
+    def merge(self, state: dict[int, list[dict[str, Any]]]) -> None:
+        """Take in the state of another evaluator; images that both saw count once."""
+        for image_id, records in state.items():
+            self._results.setdefault(image_id, records)
+
+    def summarize(self) -> Evaluation:
+        """The twelve numbers of each kind and the AP of each class.
+
+        Raises:
+            ValueError: when images of the dataset were not seen, naming them.
+        """
+        image_ids = np.asarray(self._index.image_ids).tolist()
+        missing = [image_id for image_id in image_ids if image_id not in self._results]
+        if missing:
+            raise ValueError(
+                f"{len(missing)} of {len(image_ids)} images of {self._index.source_file} were not"
+                f" evaluated, the first of them {missing[:5]}: pass every image to update()"
+            )
+        results = [record for image_id in image_ids for record in self._results[image_id]]
+        metrics: dict[str, dict[str, Any]] = {}
+        names = self._index.category_names
+        per_class: dict[str, dict[str, float]] = {name: {} for name in names}
+        for kind in self._iou_types:
+            precision, recall = self._accumulate(kind, results)
+            metrics[kind] = twelve_numbers(precision, recall, self._max_detections)
+            for k, numbers in enumerate(per_class.values()):
+                numbers[f"{kind}_AP"] = _mean_defined(precision[:, :, k, 0, -1])
+        return Evaluation({**metrics, "per_class": per_class}, results, list(self._notes))
+
+    def _accumulate(
+        self, kind: str, results: list[dict[str, Any]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """pycocotools' precision (T, R, K, A, M) and recall (T, K, A, M) for boxes or masks."""
+        if self._ground_truth is None:
+            self._ground_truth = load_ground_truth(self._index)
+        truth = self._ground_truth
+        records = [_result_record(kind, i + 1, record) for i, record in enumerate(results)]
+        found = as_coco(truth.dataset["images"], truth.dataset["categories"], records)
+        with quiet():
+            evaluation = COCOeval(truth, found, {"box": "bbox", "mask": "segm"}[kind])
+            evaluation.params.maxDets = list(self._max_detections)
+            evaluation.evaluate()
+            evaluation.accumulate()
+        return evaluation.eval["precision"], evaluation.eval["recall"]
+
+    def _leave_out_masks(self, reason: str) -> None:
+        if "mask" in self._iou_types:
+            self._iou_types.remove("mask")
+            self._notes.append(f"Masks are not evaluated: {reason}.")
+
+
+def twelve_numbers(
+    precision: np.ndarray, recall: np.ndarray, max_detections: Sequence[int]
+) -> dict[str, float]:
+    """COCO's twelve numbers for any limits, where ``COCOeval.summarize`` presumes 100 for AP.
+
+    Args:
+        precision: ``(T, R, K, A, M)`` of ``COCOeval.eval``: IoU thresholds .50:.05:.95, recalls,
+            classes, areas (all, small, medium, large), limits.
+        recall: ``(T, K, A, M)`` likewise.
+        max_detections: the M limits, ascending.
+    """
+    half, three_quarters = 0, 5
+    everywhere, small, medium, large = range(4)
+    numbers = {
+        "AP": _mean_defined(precision[:, :, :, everywhere, -1]),
+        "AP50": _mean_defined(precision[half, :, :, everywhere, -1]),
+        "AP75": _mean_defined(precision[three_quarters, :, :, everywhere, -1]),
+        "APs": _mean_defined(precision[:, :, :, small, -1]),
+        "APm": _mean_defined(precision[:, :, :, medium, -1]),
+        "APl": _mean_defined(precision[:, :, :, large, -1]),
+    }
+    for m, limit in enumerate(max_detections):
+        numbers[f"AR{limit}"] = _mean_defined(recall[:, :, everywhere, m])
+    for size, a in (("s", small), ("m", medium), ("l", large)):
+        numbers[f"AR{size}"] = _mean_defined(recall[:, :, a, -1])
+    return numbers
+
+
+def _mean_defined(values: np.ndarray) -> float:
+    """Mean of what is not -1, COCO's mark of a setting without ground truth."""
+    defined = values[values > -1]
+    return float(defined.mean()) if defined.size else UNDEFINED
+
+
+def _result_record(kind: str, number: int, result: dict[str, Any]) -> dict[str, Any]:
+    """A detection as pycocotools compares it.
+
+    The area, which decides about small, medium and large, is that of what is compared: of the box
+    in box evaluation, of the mask in mask evaluation.
+    """
+    record = {key: result[key] for key in ("image_id", "category_id", "score")}
+    record.update(id=number, iscrowd=0)
+    if kind == "box":
+        record["bbox"] = result["bbox"]
+        record["area"] = result["bbox"][2] * result["bbox"][3]
+    else:
+        record["segmentation"] = result["segmentation"]
+        record["area"] = float(coco_mask.area(result["segmentation"]))
+    return record

@@ -1,0 +1,63 @@
+"""Evaluations as tables for the terminal."""
+
+from __future__ import annotations
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from detector.evaluation.coco import IOU_TYPES, Evaluation
+
+SIZES = {"s": "small", "m": "medium", "l": "large"}
+
+
+def evaluation_table(evaluation: Evaluation) -> Group:
+    """The twelve numbers, the AP of each class, and the notes, for ``rich.print``."""
+    notes = [Text(note, style="yellow") for note in evaluation.notes]
+    return Group(summary_table(evaluation), per_class_table(evaluation), *notes)
+
+
+def summary_table(evaluation: Evaluation) -> Table:
+    """The twelve COCO numbers of boxes and masks; an undefined number is shown as a dash."""
+    kinds = [kind for kind in IOU_TYPES if kind in evaluation.metrics]
+    table = Table("", "IoU", "size", "detections", title="COCO evaluation", title_justify="left")
+    for kind in kinds:
+        table.add_column(kind, justify="right", no_wrap=True)
+    keys = list(evaluation.metrics[kinds[0]]) if kinds else []
+    limits = [key[2:] for key in keys if key.startswith("AR") and key[2:].isdigit()]
+    for key in keys:
+        threshold = f".{key[2:]}" if key in ("AP50", "AP75") else ".50:.95"
+        limit = key[2:] if key[2:] in limits and key.startswith("AR") else limits[-1]
+        values = [_shown(evaluation.metrics[kind][key]) for kind in kinds]
+        table.add_row(
+            Text(key, style="bold" if key == "AP" else ""),
+            threshold,
+            SIZES.get(key[-1], "all"),
+            limit,
+            *(Text(value, style="bold" if key == "AP" else "") for value in values),
+            end_section=key in ("APl", f"AR{limits[-1]}"),
+        )
+    return table
+
+
+def per_class_table(evaluation: Evaluation, classes_per_column: int = 20) -> Table:
+    """The AP of each class, in up to three columns side by side."""
+    per_class = list(evaluation.metrics["per_class"].items())
+    kinds = [kind for kind in IOU_TYPES if kind in evaluation.metrics]
+    num_columns = min(3, max(1, -(-len(per_class) // classes_per_column)))
+    num_rows = -(-len(per_class) // num_columns)
+    table = Table(title="AP of each class", title_justify="left")
+    for _ in range(num_columns):
+        table.add_column("class")
+        for kind in kinds:
+            table.add_column(kind, justify="right", no_wrap=True)
+    for row in range(num_rows):
+        cells: list[str] = []
+        for name, numbers in per_class[row::num_rows]:
+            cells += [name, *(_shown(numbers[f"{kind}_AP"]) for kind in kinds)]
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def _shown(value: float) -> str:
+    return f"{value:.3f}" if value >= 0 else "–"
