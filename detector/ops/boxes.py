@@ -7,6 +7,7 @@ of the 2015 code, width ``x2 - x1 + 1``, exists only as the option ``legacy`` of
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ def _center_size(boxes: Tensor, legacy: bool) -> tuple[Tensor, Tensor]:
 def encode_boxes(
     boxes: Tensor,
     reference: Tensor,
-    weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
+    weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
     legacy: bool = False,
 ) -> Tensor:
     """Deltas that move ``reference`` onto ``boxes`` (R-CNN, appendix C; Faster R-CNN, eq. 2).
@@ -74,14 +75,16 @@ def encode_boxes(
     reference_size = torch.where(filled, reference_size, torch.ones_like(reference_size))
     shift = (center - reference_center) / reference_size
     scale = torch.log(size / reference_size)
-    deltas = torch.cat((shift, scale), -1) * boxes.new_tensor(weights)
+    columns = torch.cat((shift, scale), -1).unbind(-1)
+    # One by one: weights made into a tensor would be a copy to the GPU that the CPU waits for.
+    deltas = torch.stack([x * weight for x, weight in zip(columns, weights, strict=True)], -1)
     return torch.where(filled, deltas, torch.zeros_like(deltas))
 
 
 def decode_boxes(
     deltas: Tensor,
     reference: Tensor,
-    weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
+    weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
     legacy: bool = False,
 ) -> Tensor:
     """Boxes that ``deltas`` describe; the inverse of :func:`encode_boxes`.
@@ -96,7 +99,8 @@ def decode_boxes(
         ``(..., 4)`` boxes, at most 62.5 times the reference's width and height.
     """
     center, size = _center_size(reference, legacy)
-    deltas = deltas / deltas.new_tensor(weights)
+    columns = deltas.unbind(-1)
+    deltas = torch.stack([x / weight for x, weight in zip(columns, weights, strict=True)], -1)
     center = center + deltas[..., :2] * size
     half = 0.5 * size * torch.exp(deltas[..., 2:].clamp(max=MAX_LOG_SCALE))
     return torch.cat((center - half, center + half - (1.0 if legacy else 0.0)), -1)

@@ -68,17 +68,20 @@ def multiscale_roi_align(
     channels = features[0].shape[1]
     table = torch.cat([level.permute(0, 2, 3, 1).reshape(-1, channels) for level in features])
 
-    geometry, first_row = [], 0
-    for level, stride in zip(features, strides, strict=True):
-        height, width = level.shape[2:]
-        geometry.append((1.0 / stride, height, width, first_row))
-        first_row += len(level) * height * width
-    scale, height, width, first_row = boxes.new_tensor(geometry, dtype=torch.float64)[levels].T
-    height, width = height.long(), width.long()
-    # The rows of a level may be more than float32 can count, hence the float64 table.
-    first_row = first_row.long() + image_index * height * width
+    # Written level by level, since a table of these numbers would be copied from the CPU.
+    scale = torch.ones_like(boxes[:, 0])
+    height, width, first_row = (torch.zeros_like(levels) for _ in range(3))
+    rows_before = 0
+    for index, (level, stride) in enumerate(zip(features, strides, strict=True)):
+        own = levels == index
+        scale = scale.masked_fill(own, 1.0 / stride)
+        height = height.masked_fill(own, level.shape[2])
+        width = width.masked_fill(own, level.shape[3])
+        first_row = first_row.masked_fill(own, rows_before)
+        rows_before += len(level) * level.shape[2] * level.shape[3]
+    first_row = first_row + image_index * height * width
 
-    boxes = boxes.detach() * scale[:, None].to(boxes.dtype) - (0.5 if aligned else 0.0)
+    boxes = boxes.detach() * scale[:, None] - (0.5 if aligned else 0.0)
     size = boxes[:, 2:] - boxes[:, :2]
     if not aligned:
         size = size.clamp(min=1.0)

@@ -136,5 +136,5 @@ class BoxBranch(nn.Module):
         rows = slots_to_compute(proposals.valid)
         logits, deltas = self._predict(features, proposals.boxes, rows)
         scores = put_slots(torch.softmax(logits, 1)[:, :-1], rows, like=proposals.valid)
-        deltas = put_slots(deltas / deltas.new_tensor(self.delta_weights), rows, proposals.valid)
-        return self.detections(scores, deltas, proposals, image_sizes)
+        deltas = put_slots(deltas, rows, like=proposals.valid)
+        return self.detections(scores, deltas, proposals, image_sizes, self.delta_weights)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -36,7 +38,12 @@ class DetectionLayer(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self, scores: Tensor, deltas: Tensor, proposals: Proposals, image_sizes: Tensor
+        self,
+        scores: Tensor,
+        deltas: Tensor,
+        proposals: Proposals,
+        image_sizes: Tensor,
+        delta_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
     ) -> Detections:
         """Detections of each image, best first.
 
@@ -45,6 +52,7 @@ class DetectionLayer(nn.Module):
             deltas: ``(B, P, K or 1, 4)``.
             proposals: what the deltas refer to.
             image_sizes: ``(B, 2)``.
+            delta_weights: see :func:`detector.ops.boxes.encode_boxes`.
         """
         num_classes = scores.shape[2]
         eligible = (scores > self.score_threshold) & proposals.valid[..., None]
@@ -55,6 +63,7 @@ class DetectionLayer(nn.Module):
         boxes = decode_boxes(
             deltas.flatten(1, 2).gather(1, delta_row[..., None].expand(-1, -1, 4)),
             proposals.boxes.gather(1, proposal[..., None].expand(-1, -1, 4)),
+            delta_weights,
         )
         boxes = clip_boxes(boxes, image_sizes)
         valid = (top > 0) & (boxes[..., 2:] > boxes[..., :2]).all(-1)
