@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import torchvision
 from torch import Tensor, nn
 
@@ -59,9 +61,20 @@ class ResNet(nn.Module):
         ]
         if not 0 <= freeze_at <= len(stages):
             raise ValueError(f"freeze_at={freeze_at} must be 0 (nothing) to {len(stages)} (all)")
-        for stage in stages[:freeze_at]:
-            for module in stage:
-                module.requires_grad_(False)
+        self._frozen = [module for stage in stages[:freeze_at] for module in stage]
+        for module in self._frozen:
+            module.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As ``nn.Module.train``; frozen stages stay in evaluation mode.
+
+        Running statistics are no parameters: without this they would drift where weights are fixed.
+        """
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """``(B, 3, H, W)`` to the outputs of layer1..layer4, strides 4, 8, 16, 32."""

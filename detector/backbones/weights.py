@@ -35,9 +35,10 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{path}: not a readable weights file ({error}); fetch it again"
         ) from error
+    if isinstance(state, dict):
+        state = state.get("model", state)
     if not isinstance(state, dict):
         raise ValueError(f"{path}: holds {type(state).__name__}, expected tensors by name")
-    state = state.get("model", state)
     if not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path}: expected a plain state dict of tensors by name")
     return state
