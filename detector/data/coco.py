@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,8 @@ def read_coco(
     with open(annotations, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     directory = cache_directory() / "index" / f"coco-v{_READER_VERSION}-{digest[:32]}"
-    try:
-        index = AnnotationIndex.load(directory, annotations, images)
-    except (OSError, ValueError, KeyError):
+    index = _load(directory, annotations, images)
+    if index is None:
         index = parse_dataset(_parse_json(annotations), annotations, images)
         index = _store(index, directory)
 
@@ -86,6 +86,15 @@ def _parse_json(file: Path) -> Any:
         raise ValueError(
             f"{file}: not a JSON file ({error}); check that it was copied whole"
         ) from error
+
+
+def _load(directory: Path, annotations: Path, images: Path) -> AnnotationIndex | None:
+    try:
+        return AnnotationIndex.load(directory, annotations, images)
+    except (OSError, EOFError, ValueError, KeyError):
+        # Never written, or damaged since, by a full disk for example.
+        shutil.rmtree(directory, ignore_errors=True)
+        return None
 
 
 def _store(index: AnnotationIndex, directory: Path) -> AnnotationIndex:

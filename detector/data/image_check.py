@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -134,4 +135,5 @@ def _remember(cache: Path, state: np.ndarray, good: np.ndarray) -> None:
         os.replace(temporary, cache)
     except OSError:
         # Only time is lost: the next start checks again.
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()

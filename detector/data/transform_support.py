@@ -43,14 +43,17 @@ _BOX_PRESERVING = (
 # These scale pixel-centre coordinates about the origin, half a pixel off what they do to the image.
 _SCALED_ABOUT_ORIGIN = (
     albumentations.CropAndPad,
-    albumentations.LongestMaxSize,
     albumentations.RandomResizedCrop,
-    albumentations.RandomScale,
     albumentations.RandomSizedBBoxSafeCrop,
     albumentations.RandomSizedCrop,
     albumentations.Resize,
-    albumentations.SmallestMaxSize,
 )
+# These, in addition, scale points by a factor but the image to whole pixels, rounded like this.
+_ROUNDED_SIZE = {
+    albumentations.LongestMaxSize: round,
+    albumentations.RandomScale: int,
+    albumentations.SmallestMaxSize: round,
+}
 _DRIVEN_BY_BOXES = (
     albumentations.AtLeastOneBBoxRandomCrop,
     albumentations.BBoxSafeRandomCrop,
@@ -111,6 +114,9 @@ def adapt_keypoints(leaf: BasicTransform) -> None:
         adapted = _undistort
     elif isinstance(leaf, _SCALED_ABOUT_ORIGIN):
         adapted = functools.partial(_about_corner, leaf.apply_to_keypoints)
+    for scaling, rounding in _ROUNDED_SIZE.items():
+        if isinstance(leaf, scaling):
+            adapted = functools.partial(_to_whole_size, rounding)
     if adapted is not None:
         leaf._key2func["keypoints"] = adapted
 
@@ -139,6 +145,18 @@ def _about_corner(
     keypoints[:, :2] += 0.5
     keypoints = apply(keypoints, **params)
     keypoints[:, :2] -= 0.5
+    return keypoints
+
+
+def _to_whole_size(
+    rounding: Callable[[float], int], keypoints: np.ndarray, scale: float, **params: Any
+) -> np.ndarray:
+    """Scales keypoints by what the image's sides were scaled by after rounding."""
+    height, width = params["shape"][:2]
+    keypoints = keypoints.copy()
+    for axis, side in enumerate((width, height)):
+        ratio = max(1, rounding(side * scale)) / side
+        keypoints[:, axis] = (keypoints[:, axis] + 0.5) * ratio - 0.5
     return keypoints
 
 
