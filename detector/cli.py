@@ -33,7 +33,14 @@ TOOLS = {
     ),
 }
 _QUOTED = """'input="my photos/a=b.jpg"'"""
-_USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException)
+# FloatingPointError: training diverged, which its message explains.
+_USER_ERRORS = (
+    ValueError,
+    OSError,
+    FloatingPointError,
+    HydraException,
+    OmegaConfBaseException,
+)
 
 
 def main() -> None:
@@ -69,6 +76,7 @@ def run_tool(name: str, config_dir: Path | None = None) -> None:
         with _reported(name):
             getattr(importlib.import_module(module), name)(config)
 
+    run.__module__ = f"detector.{name}"  # the name that Hydra's --help shows
     # Hydra would print errors in its own way and exit with 1; like this it hands them on.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     with _reported(name, config_dir):
@@ -102,6 +110,9 @@ class _reported:
         if isinstance(error, KeyboardInterrupt):
             print(f"\ndetector {self.tool}: interrupted", file=sys.stderr)
             raise SystemExit(130) from None
+        if isinstance(error, BrokenPipeError):  # as in `detector train --help | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(141) from None
         if isinstance(error, _USER_ERRORS) and os.environ.get("DETECTOR_DEBUG") != "1":
             message = _explain(error, self.tool, self.config_dir)
             if self.config_dir is None:
