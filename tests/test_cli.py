@@ -154,3 +154,12 @@ def test_usage_version_and_misspelt_tools(monkeypatch, capsys):
 
 def test_configs_of_the_checkout_are_found():
     assert (cli.find_configs() / "train.yaml").is_file()
+
+
+def test_a_diverged_training_is_one_message(tool, refused):
+    def diverge(config: object) -> None:
+        raise FloatingPointError("loss_box is nan at step 7")
+
+    tool.function = diverge
+    message, code = refused()
+    assert (code, "loss_box is nan at step 7" in message) == (2, True)
