@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 import torch
 
@@ -57,9 +58,11 @@ class Collate:
         sizes = [sample.image.shape[:2] for sample in samples]
         height, width = self.padded_size(max(h for h, _ in sizes), max(w for _, w in sizes))
         images = torch.zeros((len(samples), 3, height, width), dtype=torch.uint8)
-        for image, sample in zip(images, samples, strict=True):
+        for image, sample in zip(images.numpy(), samples, strict=True):
             h, w = sample.image.shape[:2]
-            image[:, :h, :w] = torch.from_numpy(sample.image).permute(2, 0, 1)
+            # Splitting first is three times faster than a strided copy.
+            for plane, channel in zip(image, cv2.split(sample.image), strict=True):
+                plane[:h, :w] = channel
         return Batch(
             images=images,
             image_sizes=torch.tensor(sizes, dtype=torch.int64),

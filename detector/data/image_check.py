@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,9 +17,12 @@ from detector.data.image_integrity import is_whole
 from detector.data.index import AnnotationIndex, cache_directory
 from detector.data.problems import Problem
 
+_logger = logging.getLogger(__name__)
+
 # Part of the cache's name: raise it when a check becomes stricter.
 _VERSION = 1
 
+_WORTH_SAYING = 5000  # files; some seconds
 _EXIF_ORIENTATION = 0x0112
 _RESTORE = "restore the file, or remove it from the annotations"
 
@@ -44,6 +48,9 @@ def check_images(index: AnnotationIndex) -> tuple[np.ndarray, list[Problem]]:
     problems: list[Problem] = []
     if len(todo) == 0:
         return good, problems
+
+    if len(todo) >= _WORTH_SAYING:
+        _logger.info("Checking %d image files of %s, once", len(todo), index.source_file)
 
     def check(i: int) -> tuple[str, str] | None:
         return find_image_fault(paths[i], int(index.widths[i]), int(index.heights[i]))

@@ -78,7 +78,8 @@ def leaves(transform: BasicTransform | BaseCompose) -> list[BasicTransform]:
     """The transforms inside ``OneOf``, ``SomeOf``, ``Sequential`` and the like, or the one itself.
 
     Raises:
-        ValueError: it is not an albumentations transform, or one that samples cannot go through.
+        ValueError: it is not an albumentations transform, was given an unknown argument, or is one
+            that samples cannot go through.
     """
     for unsupported, reason in _UNSUPPORTED.items():
         if isinstance(transform, unsupported):
@@ -87,6 +88,11 @@ def leaves(transform: BasicTransform | BaseCompose) -> list[BasicTransform]:
         return [leaf for child in transform.transforms for leaf in leaves(child)]
     if not isinstance(transform, BasicTransform):
         raise ValueError(f"augment: {transform!r} is not an albumentations transform")
+    if transform.invalid_args:  # albumentations only warns, and uses its default instead
+        raise ValueError(
+            f"augment: {type(transform).__name__} has no argument "
+            f"{', '.join(transform.invalid_args)}; correct its name"
+        )
     if is_geometric(transform):
         _require_keypoints(transform)
     return [transform]

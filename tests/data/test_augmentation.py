@@ -227,3 +227,10 @@ def test_the_same_generator_gives_the_same_sample_whatever_came_before(sample):
 def test_transforms_that_masks_cannot_follow_are_refused_at_once(transform, said):
     with pytest.raises(ValueError, match=said):
         Augmentation([transform])
+
+
+def test_an_argument_that_does_not_exist_is_refused():
+    with pytest.warns(UserWarning, match="rotation"):
+        transform = A.Affine(rotation=5)
+    with pytest.raises(ValueError, match="Affine has no argument rotation"):
+        Augmentation([transform])

@@ -1,5 +1,7 @@
 """Samples of a dataset: targets, determinism, messages."""
 
+import pickle
+
 import albumentations as A
 import numpy as np
 import pytest
@@ -60,6 +62,16 @@ def test_augmentation_depends_on_seed_epoch_and_index_only(coco_folder):
     other_seed = make_dataset(coco_folder, augment, seed=4)
     assert not np.array_equal(other_seed[0, 0].image, first[0, 0].image)
     np.testing.assert_array_equal(dataset[0].image, first[0, 0].image)
+
+
+def test_a_pickled_dataset_gives_the_same_samples(coco_folder):
+    augment = [A.RandomScale((0.2, 0.5), p=1), A.ElasticTransform(p=1), A.Resize(40, 50)]
+    dataset = make_dataset(coco_folder, augment)
+    data = pickle.dumps(dataset)
+    assert len(data) < 20_000, "workers map the arrays, they are not sent"
+    copy = pickle.loads(data)
+    np.testing.assert_array_equal(copy[0].image, dataset[0].image)
+    np.testing.assert_array_equal(copy[0].vertices, dataset[0].vertices)
 
 
 def test_a_dataset_does_not_touch_global_randomness(coco_folder):

@@ -59,6 +59,15 @@ def test_a_half_written_cache_is_not_used(coco_folder):
     assert_equal(coco_folder.read(), first)
 
 
+def test_two_processes_that_write_the_same_cache(coco_folder):
+    first = coco_folder.read()
+    # What the slower of two processes does after reading the same file.
+    in_memory = first.keep_images(np.ones(len(first), dtype=bool))
+    in_memory.save(first.directory)
+    assert [path.name for path in first.directory.parent.iterdir()] == [first.directory.name]
+    assert_equal(coco_folder.read(), first)
+
+
 def test_an_unwritable_cache_costs_time_only(coco_folder, tmp_path, monkeypatch, caplog):
     blocked = tmp_path / "blocked"
     blocked.write_text("a file where the folder should be")
