@@ -58,12 +58,13 @@ def without_holes(region: Region) -> Region:
 
     A ring with holes is cut in two by an upright line through its first hole until none is left.
     """
-    outers = [ring for ring in region if ring_area(ring) > 0]
+    outers = sorted((ring for ring in region if ring_area(ring) > 0), key=ring_area)
     holes = [ring for ring in region if ring_area(ring) < 0]
     result: Region = []
-    for outer in outers:
-        # Sub-pixel islands inside the hole of another outer ring cannot claim that ring's holes.
-        own = [hole for hole in holes if contains([outer], hole[:1])[0]]
+    for outer in outers:  # smallest first: a hole belongs to the innermost ring around it
+        inside = [bool(contains([outer], hole[:1])[0]) for hole in holes]
+        own = [hole for hole, is_own in zip(holes, inside, strict=True) if is_own]
+        holes = [hole for hole, is_own in zip(holes, inside, strict=True) if not is_own]
         if not own:
             result.append(outer)
             continue

@@ -69,6 +69,16 @@ def test_holes_become_cuts_of_the_same_area():
     assert sum(len(ring) == 4 and ring[0, 0] >= 20 for ring in rings) == 1, "the island stays whole"
 
 
+def test_a_hole_belongs_to_the_innermost_ring_around_it():
+    target = [square(side, side, 12 - 2 * side) for side in range(5)]
+    region = [ring if depth % 2 == 0 else ring[::-1] for depth, ring in enumerate(target)]
+    rings = without_holes(region)
+    assert all(ring_area(ring) > 0 for ring in rings)
+    assert region_area(rings) == pytest.approx(144 - 100 + 64 - 36 + 16)
+    points = np.random.default_rng(0).uniform(0, 12, (500, 2))
+    assert (contains(rings, points) == contains(region, points)).all()
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_random_rings_agree_with_point_tests(seed: int):
     rng = np.random.default_rng(seed)
