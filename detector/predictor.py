@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra.utils import instantiate
 from PIL import Image, ImageOps
 from torch import nn
 
@@ -21,7 +20,7 @@ from detector.data.augmentation import Augmentation
 from detector.data.collate import Collate
 from detector.data.images import read_image
 from detector.data.sample import Sample
-from detector.engine.assembly import build_model, plain
+from detector.engine.assembly import build, plain
 from detector.engine.checkpoint import checkpoint_config, load_checkpoint, load_weights
 from detector.engine.inference import detect
 from detector.engine.runtime import Runtime
@@ -107,7 +106,11 @@ class Detector:
 
 
 def load(
-    checkpoint: str | Path, device: str = "auto", *, runtime: Runtime | None = None
+    checkpoint: str | Path,
+    device: str = "auto",
+    *,
+    runtime: Runtime | None = None,
+    allow_code: bool = False,
 ) -> Detector:
     """A detector from a checkpoint alone.
 
@@ -115,20 +118,21 @@ def load(
         checkpoint: a ``.pt`` file of a training, or its run directory (then ``last.pt``).
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
         runtime: instead of ``device``, also precision and memory layout.
+        allow_code: let the checkpoint's configuration call code outside this package.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is broken, or no checkpoint; or there is no such device.
     """
     content = load_checkpoint(checkpoint)
-    config = checkpoint_config(content)
-    model = build_model(config.model)
+    config = checkpoint_config(content, allow_code)
+    model = build(config.model)
     load_weights(model, content["model"], checkpoint)
     return Detector(
         model.eval(),
         content["class_names"],
         content["category_ids"],
-        transforms=instantiate(config.augment.val, _convert_="all"),
+        transforms=build(config.augment.val),
         runtime=runtime or Runtime(device),
         buckets=plain(config.data.buckets),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
@@ -18,14 +19,32 @@ def plain(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
+def build(node: DictConfig | ListConfig | None) -> Any:
+    """Calls the ``_target_`` nodes of a configuration; lists and dicts become Python's.
+
+    Raises:
+        ValueError, OSError: what a constructor refused, without Hydra's wrapping.
+        InstantiationException: what has gone wrong otherwise, naming the key.
+    """
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        cause: BaseException | None = error
+        while isinstance(cause, InstantiationException):
+            cause = cause.__cause__
+        if isinstance(cause, ValueError | OSError):
+            raise cause from None
+        raise
+
+
 def build_dataset(data: DictConfig, split: str) -> DetectionDataset:
     """The ``split`` (``"train"`` or ``"val"``) of the ``data`` group.
 
     ``data.prepare``, where given, is called first; it makes a dataset that can be generated.
     """
     if data.get("prepare") is not None:
-        instantiate(data.prepare)
-    return instantiate(data[split], _convert_="all")
+        build(data.prepare)
+    return build(data[split])
 
 
 def set_num_classes(cfg: DictConfig, class_names: list[str], dataset: str) -> None:
@@ -40,11 +59,6 @@ def set_num_classes(cfg: DictConfig, class_names: list[str], dataset: str) -> No
             "leave num_classes out, it is taken from the data"
         )
     OmegaConf.update(cfg, "num_classes", len(class_names))
-
-
-def build_model(model: DictConfig) -> nn.Module:
-    """The model of the ``model`` group, whose root knows ``num_classes``."""
-    return instantiate(model, _convert_="all")
 
 
 def check_same_classes(train_set: DetectionDataset, val_set: DetectionDataset) -> None:

@@ -29,7 +29,31 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
+def atomic_copy(source: Path, path: Path) -> None:
+    """Makes ``path`` a file with the content of ``source``, without writing it twice if possible.
+
+    A hard link serves as the copy: files of this module are replaced, never changed.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        os.link(source, temporary)
+    except OSError:  # a file system without links
+        with atomic_write(path) as file:
+            file.write(source.read_bytes())
+    else:
+        os.replace(temporary, path)
+        temporary.unlink(missing_ok=True)  # left where both names already were one file
+
+
 def write_json(path: Path, content: Any) -> None:
-    """Writes ``content`` as JSON, atomically; numpy and torch scalars become plain numbers."""
+    """Writes ``content`` as JSON, atomically; numpy and torch scalars become plain numbers.
+
+    A list is written with one compact line per item, anything else indented for reading.
+    """
+    if isinstance(content, list):
+        lines = [json.dumps(item, separators=(",", ":"), default=float) for item in content]
+        text = "[" + ",\n".join(lines) + "]"
+    else:
+        text = json.dumps(content, indent=1, default=float)
     with atomic_write(path) as file:
-        file.write(json.dumps(content, indent=1, default=float).encode() + b"\n")
+        file.write(f"{text}\n".encode())

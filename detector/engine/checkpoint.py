@@ -17,6 +17,7 @@ A checkpoint is a ``torch.save`` file of plain tensors, numbers and text, readab
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from torch import nn
 from detector.engine.atomic_file import atomic_write
 
 FORMAT = 1
+TRUSTED = ("detector.", "albumentations.", "torch.nn.", "torch.optim.", "torchvision.ops.")
 REQUIRED = ("format", "model", "config", "class_names", "category_ids", "step")
 
 
@@ -60,7 +62,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for cut off, foreign and unsafe files
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
+        reason = (str(error).strip() or repr(error)).splitlines()[0].split(". ")[0]
         raise ValueError(
             f"{path} cannot be read as a checkpoint ({reason}). The file is cut off or of another "
             "kind; take another one, for example best.pt beside last.pt, or train again"
@@ -95,13 +97,45 @@ def checkpoint_file(path: str | Path) -> Path:
     return path
 
 
-def checkpoint_config(content: dict[str, Any]) -> DictConfig:
-    """The configuration in a checkpoint, without initial weights: the checkpoint has its own."""
+def checkpoint_config(content: dict[str, Any], allow_code: bool = False) -> DictConfig:
+    """The configuration in a checkpoint, without initial weights: the checkpoint has its own.
+
+    A configuration names what is to be called. A checkpoint may come from anywhere, and using one
+    must not run whatever it names.
+
+    Args:
+        content: of :func:`load_checkpoint`.
+        allow_code: accept callables outside :data:`TRUSTED`, as one's own backbone is.
+
+    Raises:
+        ValueError: it names something else, and ``allow_code`` is false.
+    """
     config = OmegaConf.create(content["config"])
     assert isinstance(config, DictConfig)
+    foreign = sorted({name for name in _targets(config) if not name.startswith(TRUSTED)})
+    if foreign and not allow_code:
+        raise ValueError(
+            f"the checkpoint's configuration calls {', '.join(foreign)}, which is not part of this "
+            "package. If you trust the file, pass allow_code=true"
+        )
     if "weights" in config.model.get("backbone", {}):
         config.model.backbone.weights = None
     return config
+
+
+def _targets(value: Any) -> Iterator[str]:
+    """Every ``_target_`` below, and what ``hydra.utils.get_class`` would import."""
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value, resolve=False)
+    if isinstance(value, dict):
+        if "_target_" in value:
+            target = str(value["_target_"])
+            yield str(value.get("path")) if target == "hydra.utils.get_class" else target
+        for child in value.values():
+            yield from _targets(child)
+    elif isinstance(value, list):
+        for child in value:
+            yield from _targets(child)
 
 
 def load_weights(model: nn.Module, state: dict[str, torch.Tensor], path: str | Path) -> None:

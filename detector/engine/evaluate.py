@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -43,8 +42,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """
     path = checkpoint_file(cfg.checkpoint)
     checkpoint = load_checkpoint(path)
-    config = override(checkpoint_config(checkpoint), cfg)
-    runtime = instantiate(cfg.runtime)
+    config = override(checkpoint_config(checkpoint, cfg.allow_code), cfg)
+    runtime = assembly.build(cfg.runtime)
     runtime.apply()
 
     dataset = assembly.build_dataset(config.data, "val")
@@ -55,7 +54,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         num_workers=config.data.num_workers,
         buckets=assembly.plain(config.data.buckets),
     )
-    model = assembly.build_model(config.model)
+    model = assembly.build(config.model)
     load_weights(model, checkpoint["model"], path)
     model = runtime.place(model)
     evaluator = CocoEvaluator(
@@ -65,9 +64,11 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     )
 
     console = Console()
-    console.print(f"{path}, step {checkpoint['step']}: {assembly.describe_model(model)}")
-    console.print(assembly.describe_dataset(dataset))
-    batches = track(loader, len(loader), "evaluated batches", console)
+    console.print(
+        f"{path}, step {checkpoint['step']}: {assembly.describe_model(model)}", soft_wrap=True
+    )
+    console.print(assembly.describe_dataset(dataset), soft_wrap=True)
+    batches = track(loader, len(loader), "evaluating", "batches", console)
     found = evaluate_model(model, batches, evaluator, runtime)
     console.print(evaluation_table(found))
 
@@ -88,6 +89,8 @@ def override(config: DictConfig, cfg: DictConfig) -> DictConfig:
     if OmegaConf.select(cfg, "data.val._target_") is not None:  # a whole dataset was chosen
         kept["data"] = given["data"]
         config.data = {}
+    elif kept["data"].get("root") is not None:  # it must be there already
+        config.data.prepare = None
     merged = OmegaConf.merge(config, kept)
     assert isinstance(merged, DictConfig)
     return merged

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from detector.engine.atomic_file import atomic_write
@@ -47,7 +48,10 @@ class MetricLog:
                 self._events.add_scalar(f"per_class_{name}/{class_name}", value, step)
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
-        """An ``(H, W, 3)`` uint8 RGB picture."""
+        """An ``(H, W, 3)`` uint8 RGB picture; a large one is shrunk."""
+        thumbnail = Image.fromarray(image)
+        thumbnail.thumbnail((800, 800))
+        image = np.asarray(thumbnail)
         self._events.add_image(name, image, step, dataformats="HWC")
 
     def close(self) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
 from detector.data.images import read_image
+from detector.engine import assembly
 from detector.engine.atomic_file import write_json
 from detector.engine.progress import track
 from detector.predictor import find_images, load
@@ -37,7 +37,7 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
             the results of the others have been written.
     """
     paths = find_images(cfg.input)
-    detector = load(cfg.checkpoint, runtime=instantiate(cfg.runtime))
+    detector = load(cfg.checkpoint, runtime=assembly.build(cfg.runtime), allow_code=cfg.allow_code)
     output = Path(cfg.output)
     output.mkdir(parents=True, exist_ok=True)
 
@@ -46,7 +46,7 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     records, unreadable = [], []
     names = picture_names(paths)
     numbered = list(zip(paths, image_ids(paths), strict=True))
-    for path, image_id in track(numbered, len(paths), "images", console):
+    for path, image_id in track(numbered, len(paths), "predicting", "images", console):
         try:
             pixels = read_image(path)
         except (ValueError, OSError) as error:

@@ -56,9 +56,9 @@ class ProgressDisplay:
             return "-:--:--"
         return duration((self.max_steps - self.step) * self._seconds_per_step)
 
-    def track(self, items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
+    def track(self, items: Iterable[Item], total: int, what: str, unit: str) -> Iterator[Item]:
         """Passes ``items`` on and shows how many of ``total`` have been handled."""
-        return track(items, total, what, self.console)
+        return track(items, total, what, unit, self.console)
 
 
 class LiveDisplay(ProgressDisplay):
@@ -93,7 +93,7 @@ class LiveDisplay(ProgressDisplay):
         self._seconds_per_step = seconds_per_step
         self._values.plain = describe(values)
 
-    def track(self, items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
+    def track(self, items: Iterable[Item], total: int, what: str, unit: str) -> Iterator[Item]:
         task = self._bar.add_task(what, total=total, eta="")
         try:
             for item in items:
@@ -103,15 +103,17 @@ class LiveDisplay(ProgressDisplay):
             self._bar.remove_task(task)
 
 
-def track(items: Iterable[Item], total: int, what: str, console: Console) -> Iterator[Item]:
+def track(
+    items: Iterable[Item], total: int, what: str, unit: str, console: Console
+) -> Iterator[Item]:
     """Passes ``items`` on under a bar in a terminal, or with a line at the end in a pipe."""
     began = time.perf_counter()
     if console.is_terminal:
         yield from rich.progress.track(items, what, total, console=console)
     else:
         yield from items
-    elapsed = duration(time.perf_counter() - began)
-    console.print(f"{what}: {total} in {elapsed}", highlight=False, soft_wrap=True)
+        elapsed = duration(time.perf_counter() - began)
+        console.print(f"{what}: {total} {unit} in {elapsed}", highlight=False, soft_wrap=True)
 
 
 def open_display(max_steps: int, step: int = 0, console: Console | None = None) -> ProgressDisplay:

@@ -11,6 +11,7 @@ pictures/        ground truth beside predictions on validation images
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from dataclasses import dataclass
 from datetime import datetime
@@ -116,5 +117,15 @@ def resume_command(directory: RunDirectory, arguments: list[str] | None = None) 
     """
     program, *overrides = sys.argv if arguments is None else arguments
     kept = [word for word in overrides if word.split("=")[0] not in ("run_dir", "resume")]
-    start = ["python", program] if program.endswith(".py") else Path(program).name.split()
+    if program.endswith(".py"):
+        start = [_short(Path(sys.executable)), program]
+    else:  # the installed command, followed by the tool's name
+        path, _, tool = program.rpartition(" ")
+        name = Path(path).name
+        start = [name if shutil.which(name) == path else path, tool]
     return shlex.join([*start, *kept, f"run_dir={directory.path}", "resume=auto"])
+
+
+def _short(path: Path) -> str:
+    """Relative to the working directory where it lies inside."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

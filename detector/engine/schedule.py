@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Sequence
-
-Schedule = Callable[[int], float]
+from collections.abc import Sequence
 
 
-class WarmUp:
-    """Linear warm-up, which then leaves the multiplier to a subclass's ``decay``.
+class Schedule:
+    """Linear warm-up times a subclass's ``decay``.
 
     The multiplier grows linearly from ``warmup_factor`` at step 0 to 1 at ``warmup_steps``. Without
     it a fresh RPN and box head send gradients that destroy a pretrained trunk in the first steps
@@ -48,14 +46,23 @@ class WarmUp:
         """The multiplier without warm-up."""
         raise NotImplementedError
 
+    def without_effect(self, max_steps: int) -> list[str]:
+        """Sentences on settings that a training of ``max_steps`` never comes to."""
+        if self.warmup_steps >= max_steps:
+            return [
+                f"schedule.warmup_steps={self.warmup_steps} is not over within "
+                f"training.max_steps={max_steps}; the full learning rate is never used"
+            ]
+        return []
 
-class MultiStep(WarmUp):
+
+class MultiStep(Schedule):
     """Multiplied by ``gamma`` at every milestone, as in the papers.
 
     Args:
         milestones: steps at which the rate drops, rising (60000, 80000 of 90000 in the 1x recipe).
         gamma: factor of each drop.
-        warmup_steps, warmup_factor: see :class:`WarmUp`.
+        warmup_steps, warmup_factor: see :class:`Schedule`.
 
     Raises:
         ValueError: milestones that do not rise, or a value outside its range.
@@ -79,14 +86,24 @@ class MultiStep(WarmUp):
     def decay(self, step: int) -> float:
         return self.gamma ** bisect.bisect_right(self.milestones, step)
 
+    def without_effect(self, max_steps: int) -> list[str]:
+        late = [milestone for milestone in self.milestones if milestone >= max_steps]
+        if not late:
+            return super().without_effect(max_steps)
+        return [
+            *super().without_effect(max_steps),
+            f"schedule.milestones {late} are not reached within training.max_steps={max_steps}; "
+            "the learning rate does not drop there",
+        ]
 
-class Cosine(WarmUp):
+
+class Cosine(Schedule):
     """Half a cosine from 1 to ``final_factor`` (Loshchilov & Hutter 2017), flat afterwards.
 
     Args:
         total_steps: step at which ``final_factor`` is reached; usually ``${training.max_steps}``.
         final_factor: multiplier at the end.
-        warmup_steps, warmup_factor: see :class:`WarmUp`.
+        warmup_steps, warmup_factor: see :class:`Schedule`.
 
     Raises:
         ValueError: a value outside its range.

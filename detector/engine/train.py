@@ -11,13 +11,12 @@ import time
 from contextlib import closing
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from detector.data.loader import build_eval_loader, build_train_loader
 from detector.engine import assembly
-from detector.engine.atomic_file import atomic_write, write_json
+from detector.engine.atomic_file import atomic_copy, atomic_write, write_json
 from detector.engine.checkpoint import (
     FORMAT,
     best_metric,
@@ -61,7 +60,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     # Where to write, and what to go on from. Looked at first: it fails fast.
     run, resume_from = choose_run_directory(cfg.run_dir, cfg.resume, cfg.name)
     former = load_checkpoint(resume_from) if resume_from else None
-    runtime = instantiate(cfg.runtime)
+    runtime = assembly.build(cfg.runtime)
     runtime.apply()
 
     # Data. Every image and annotation is checked here.
@@ -76,7 +75,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
     # Model, from random or pretrained weights.
     seed_everything(cfg.seed)
-    model = runtime.place(assembly.build_model(cfg.model))
+    model = runtime.place(assembly.build(cfg.model))
     model.train()
     assembly.check_masks(model, train_set)
     loader = build_train_loader(
@@ -105,8 +104,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         cfg.evaluation.every_epochs,
     )
     OmegaConf.update(cfg, "training.max_steps", plan.max_steps)
-    optimizer = instantiate(cfg.optimizer)(model)
-    schedule = instantiate(cfg.schedule)
+    optimizer = assembly.build(cfg.optimizer)(model)
+    schedule = assembly.build(cfg.schedule)
     decay = cfg.training.ema_decay
     average = WeightAverage(model, decay) if decay is not None else None
 
@@ -119,6 +118,11 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         restore_optimizer(optimizer, former["optimizer"], resume_from)
         loader.load_state_dict(former["loader"])
         step, evaluated, best = former["step"], former["evaluation"], former["best"]
+        if step > plan.max_steps:
+            raise ValueError(
+                f"{resume_from} has finished {step} steps, more than training.max_steps="
+                f"{plan.max_steps}; raise it to go on"
+            )
     trained_parameters = [p for group in optimizer.param_groups for p in group["params"]]
     evaluated_model = average.model if average else model
 
@@ -133,7 +137,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         evaluated_model,
         class_names=classes,
         category_ids=category_ids,
-        transforms=instantiate(cfg.augment.val, _convert_="all"),
+        transforms=assembly.build(cfg.augment.val),
         runtime=runtime,
         buckets=assembly.plain(cfg.data.buckets),
     )
@@ -151,7 +155,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         open_display(plan.max_steps, step) as display,
     ):
 
-        def save(path, evaluation) -> None:
+        def save() -> None:
             window.check()  # diverged weights must not replace good ones
             content = {
                 "format": FORMAT,
@@ -162,12 +166,12 @@ def train(cfg: DictConfig) -> dict[str, Any]:
                 "step": step,
                 "optimizer": optimizer.state_dict(),
                 "loader": loader.state_dict(),
-                "evaluation": evaluation,
+                "evaluation": evaluated,
                 "best": best,
             }
             if average:
                 content["trained_model"] = model.state_dict()
-            save_checkpoint(path, content)
+            save_checkpoint(run.last, content)
 
         display.print(assembly.describe_model(model))
         display.print(f"train {assembly.describe_dataset(train_set)}")
@@ -179,8 +183,10 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         )
         if former:
             display.print(f"resumed from {resume_from} after step {step}")
-            for change in assembly.config_changes(checkpoint_config(former), cfg):
+            for change in assembly.config_changes(checkpoint_config(former, allow_code=True), cfg):
                 display.print(f"changed since the checkpoint: {change}")
+        for warning in schedule.without_effect(plan.max_steps):
+            display.print(f"warning: {warning}")
         display.print(f"writing to {run.path}")
 
         batches = iter(loader)
@@ -188,8 +194,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             # Evaluate. It comes before the end of the loop, so that a run which was stopped after
             # its last step but before the evaluation catches up when it is resumed.
             if plan.evaluates(step) and (evaluated is None or evaluated["step"] != step):
-                save(run.last, evaluated)
-                tracked = display.track(val_loader, len(val_loader), "evaluating")
+                save()
+                tracked = display.track(val_loader, len(val_loader), "evaluating", "batches")
                 found = evaluate_model(
                     evaluated_model, tracked, evaluator, runtime, should_stop=lambda: bool(stop)
                 )
@@ -198,10 +204,11 @@ def train(cfg: DictConfig) -> dict[str, Any]:
                     log.evaluation(step, evaluated["metrics"])
                     display.print(evaluation_table(found))
                     value = found.metrics[kind][key]
-                    if best is None or value > best:
-                        best = value
-                        save(run.best, evaluated)
-                    save(run.last, evaluated)
+                    is_best = best is None or value > best
+                    best = value if is_best else best
+                    save()
+                    if is_best:
+                        atomic_copy(run.last, run.best)
                     for name, picture in comparisons.draw(watcher, run.pictures):
                         log.picture(step, name, picture)
                 stopwatch.restart()
@@ -249,11 +256,11 @@ def train(cfg: DictConfig) -> dict[str, Any]:
                 log.training(step, values | times)
                 display.report(values, seconds["step"])
             if step % cfg.checkpoint.every == 0:
-                save(run.last, evaluated)
+                save()
 
         # The end.
-        if stop and step < plan.max_steps:
-            save(run.last, evaluated)
+        if evaluated is None or evaluated["step"] < plan.max_steps:
+            save()
             display.print(
                 f"stopped by {stop.signal.name}; saved step {step} to {run.last}. Go on with\n"
                 f"    {resume_command(run)}"

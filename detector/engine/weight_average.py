@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class WeightAverage:
@@ -38,11 +38,12 @@ class WeightAverage:
         decay = min(self.decay, (1 + step) / (10 + step))
         average, current = self.model.state_dict(), model.state_dict()
         floating = [name for name, value in average.items() if value.is_floating_point()]
-        _lerp([average[name] for name in floating], [current[name] for name in floating], 1 - decay)
-        for name in average.keys() - set(floating):
-            average[name].copy_(current[name])
-
-
-def _lerp(averages: list[Tensor], values: list[Tensor], weight: float) -> None:
-    """All tensors in one launch; ``state_dict`` tensors share memory with the model's."""
-    torch._foreach_lerp_(averages, values, weight)
+        others = [name for name in average if name not in set(floating)]
+        # state_dict's tensors share memory with the model's; each call is one launch for all.
+        torch._foreach_lerp_(
+            [average[name] for name in floating], [current[name] for name in floating], 1 - decay
+        )
+        if others:
+            torch._foreach_copy_(
+                [average[name] for name in others], [current[name] for name in others]
+            )

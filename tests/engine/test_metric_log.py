@@ -1,0 +1,46 @@
+import json
+from pathlib import Path
+
+import numpy as np
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from detector.engine.metric_log import MetricLog
+
+METRICS = {"box": {"AP": 0.5, "APs": 0.25}, "per_class": {"cat": {"box_AP": 0.5}}}
+
+
+def test_numbers_and_pictures_arrive_in_both_places(tmp_path: Path) -> None:
+    log = MetricLog(tmp_path / "metrics.jsonl", tmp_path / "events")
+    log.training(10, {"loss": 1.5, "time/data": 0.25})
+    log.evaluation(10, METRICS)
+    log.picture(10, "first", np.zeros((4, 6, 3), np.uint8))
+    log.close()
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert records == [
+        {"kind": "training", "step": 10, "loss": 1.5, "time/data": 0.25},
+        {"kind": "evaluation", "step": 10, **METRICS},
+    ]
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    found = {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]}
+    assert found == {
+        "training/loss": 1.5,
+        "time/data": 0.25,
+        "box/AP": 0.5,
+        "box/APs": 0.25,
+        "per_class_box_AP/cat": 0.5,
+    }
+    assert events.Tags()["images"] == ["first"]
+
+
+def test_resuming_drops_steps_that_will_be_taken_again(tmp_path: Path) -> None:
+    lines = tmp_path / "metrics.jsonl"
+    for step in (0, 20):
+        log = MetricLog(lines, tmp_path / "events", step)
+        log.training(step + 10, {"loss": 1.0})
+        log.training(step + 20, {"loss": 1.0})
+        log.training(step + 30, {"loss": 1.0})
+        log.close()
+        with open(lines, "a") as file:
+            file.write('{"kind": "training", "step": 4')  # a crash within a line
+    steps = [json.loads(line)["step"] for line in lines.read_text().splitlines()[:-1]]
+    assert steps == [10, 20, 30, 40, 50]

@@ -1,0 +1,42 @@
+import io
+
+from rich.console import Console
+
+from detector.engine.progress import LiveDisplay, ProgressDisplay, open_display
+
+VALUES = {
+    "loss": 1.5,
+    "loss_box": 0.5,
+    "gradient_norm": 2.0,
+    "lr": 0.02,
+    "images_per_second": 8.0,
+    "memory_gib": 1.25,
+}
+
+
+def test_a_pipe_gets_plain_lines_with_what_one_wants_to_know() -> None:
+    out = io.StringIO()
+    with open_display(100, console=Console(file=out, width=40)) as display:
+        assert type(display) is ProgressDisplay
+        display.advance(40)
+        display.report(VALUES, seconds_per_step=2.0)
+        assert list(display.track([1, 2], 2, "evaluating", "batches")) == [1, 2]
+    first, second = out.getvalue().splitlines()
+    assert first == (
+        "step 40/100  loss 1.5 (box 0.5)  gradient 2  lr 0.02  8 images/s  1.25 GiB  ETA 0:02:00"
+    )
+    assert second.startswith("evaluating: 2 batches in 0:00:0")
+    assert "\x1b" not in out.getvalue()
+
+
+def test_a_terminal_gets_a_bar_that_starts_at_the_resumed_step() -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=100, force_terminal=True)
+    with open_display(100, 30, console=console) as display:
+        assert isinstance(display, LiveDisplay)
+        display.advance(31)
+        display.report(VALUES, seconds_per_step=1.0)
+        display.advance(32)
+        assert list(display.track("ab", 2, "evaluating", "batches")) == ["a", "b"]
+    text = out.getvalue()
+    assert "32/100" in text and "loss 1.5" in text and "ETA 0:01:08" in text
