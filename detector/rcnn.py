@@ -18,10 +18,13 @@ class FasterRCNN(nn.Module):
     Args:
         num_classes: K.
         normalizer: uint8 pixels to the backbone's input.
-        backbone: gives feature maps, finest first.
+        backbone: gives feature maps, finest first, and has their ``strides``.
         rpn: proposes regions.
         roi_sampler: chooses which of them to train on.
         box_branch: classifies and refines them.
+
+    Raises:
+        ValueError: anchors or poolers expect other feature maps than the backbone gives.
     """
 
     has_masks = False
@@ -42,6 +45,13 @@ class FasterRCNN(nn.Module):
         self.rpn = rpn
         self.roi_sampler = roi_sampler
         self.box_branch = box_branch
+        strides = tuple(backbone.strides)
+        if rpn.anchors.strides != strides:
+            raise ValueError(
+                f"rpn.anchors.strides={list(rpn.anchors.strides)}, but the backbone's feature maps "
+                f"have strides {list(strides)}; set them alike"
+            )
+        _check_pooler("box_branch", box_branch, strides)
 
     def forward(self, images: Tensor, image_sizes: Tensor, targets: Targets) -> dict[str, Tensor]:
         """The losses of a batch, in training and evaluation mode alike.
@@ -85,6 +95,7 @@ class MaskRCNN(FasterRCNN):
     def __init__(self, mask_branch: MaskBranch, **faster_rcnn) -> None:
         super().__init__(**faster_rcnn)
         self.mask_branch = mask_branch
+        _check_pooler("mask_branch", mask_branch, tuple(self.backbone.strides))
 
     def detect(self, images: Tensor, image_sizes: Tensor) -> Detections:
         """As :meth:`FasterRCNN.detect`, with the mask of each detection's class."""
@@ -95,3 +106,13 @@ class MaskRCNN(FasterRCNN):
 
     def branches(self) -> list[nn.Module]:
         return [self.box_branch, self.mask_branch]
+
+
+def _check_pooler(name: str, branch: nn.Module, strides: tuple[int, ...]) -> None:
+    # A wrong stride would raise nothing and read the wrong places.
+    expected = strides[: len(branch.pooler.strides)]
+    if tuple(branch.pooler.strides) != expected:
+        raise ValueError(
+            f"{name}.pooler.strides={branch.pooler.strides}, but the backbone's finest feature "
+            f"maps have strides {list(expected)}; set them alike"
+        )

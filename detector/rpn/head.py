@@ -25,6 +25,7 @@ class RPNHead(nn.Module):
         conv_channels: int | None = None,
     ) -> None:
         super().__init__()
+        self.num_anchors = num_anchors
         width = conv_channels or in_channels
         self.convs = nn.Sequential(
             *(

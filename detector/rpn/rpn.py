@@ -30,6 +30,9 @@ class RPN(nn.Module):
         smooth_l1_beta: where the box loss turns from quadratic to linear; 0 is L1 (the reference
             models), 1/9 the paper's sigma of 3.
         box_weight: multiplier of the box loss.
+
+    Raises:
+        ValueError: the head does not fit the anchors.
     """
 
     def __init__(
@@ -46,6 +49,12 @@ class RPN(nn.Module):
         box_weight: float = 1.0,
     ) -> None:
         super().__init__()
+        if head.num_anchors != anchors.num_anchors:
+            raise ValueError(
+                f"rpn.head.num_anchors={head.num_anchors}, but rpn.anchors makes "
+                f"{anchors.num_anchors} anchors per cell (the sizes of a level times the aspect "
+                f"ratios); set rpn.head.num_anchors={anchors.num_anchors}"
+            )
         self.anchors = anchors
         self.head = head
         self.train_proposals = train_proposals
