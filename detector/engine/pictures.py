@@ -34,7 +34,7 @@ class Comparisons:
         self.images = with_objects[places.round().astype(int)].tolist()
 
     def draw(self, detector: Detector, folder: Path) -> Iterator[tuple[str, np.ndarray]]:
-        """Writes ``<folder>/<file name>.jpg`` for each image; gives the stem and the picture.
+        """Writes ``<folder>/<name>.jpg`` for each image; gives its name and the picture.
 
         Args:
             detector: predicts on them.
@@ -42,11 +42,12 @@ class Comparisons:
         """
         folder.mkdir(parents=True, exist_ok=True)
         for i in self.images:
-            path = self.index.path(i)
-            result = detector.predict(path, self.score_threshold)
+            # With its folders in the name, since files in two of them may be called alike.
+            name = "_".join(Path(self.index.file_name(i)).with_suffix("").parts)
+            result = detector.predict(self.index.path(i), self.score_threshold)
             picture = panel(draw_ground_truth(self.index, i), np.asarray(result.plot()))
-            Image.fromarray(picture).save(folder / f"{path.stem}.jpg", quality=92)
-            yield path.stem, picture
+            Image.fromarray(picture).save(folder / f"{name}.jpg", quality=92)
+            yield name, picture
 
 
 def draw_ground_truth(index: AnnotationIndex, i: int) -> np.ndarray:

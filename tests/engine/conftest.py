@@ -22,8 +22,6 @@ TINY = [
     "model.box_branch.detections.max_detections=5",
     "training.ema_decay=0.9",
     "evaluation.max_detections=[1,2,5]",
-    "data.prepare.num_train=12",
-    "data.prepare.num_val=4",
     "data.batch_size=2",
     "data.val_batch_size=2",
     "data.num_workers=0",
@@ -32,6 +30,7 @@ TINY = [
     "logging.pictures=1",
     "runtime.device=cpu",
 ]
+TINY_SHAPES = ["data.prepare.num_train=12", "data.prepare.num_val=4"]
 TINY_MASKS = ["model.mask_branch.head.num_convs=1", "model.mask_branch.head.width=8"]
 
 
@@ -48,11 +47,13 @@ def compose_tool() -> Callable[..., DictConfig]:
 
 @pytest.fixture(scope="session")
 def compose_tiny(shapes_root: Path) -> Callable[..., DictConfig]:
-    """``compose_tiny("key=value", ...)`` gives the training configuration."""
+    """``compose_tiny("key=value", ...)`` gives the training configuration, on shapes by default."""
 
     def compose_with(*overrides: str) -> DictConfig:
         masks = [] if "model=faster_rcnn_fpn" in overrides else TINY_MASKS
-        return compose_config("train", [*TINY, *masks, f"data.root={shapes_root}", *overrides])
+        generated = not any(override.startswith("experiment=") for override in overrides)
+        shapes = [*TINY_SHAPES, f"data.root={shapes_root}"] if generated else []
+        return compose_config("train", [*TINY, *masks, *shapes, *overrides])
 
     return compose_with
 
