@@ -4,7 +4,8 @@ Shapes use these letters everywhere in the package:
 
     B images   H,W padded size   C channels   L pyramid levels   A anchors over all levels
     G gt slots per image   P proposal slots per image   R sampled RoIs per image
-    D detection slots per image   K foreground classes   M mask side   E polygon edge slots per image
+    D detection slots per image   K foreground classes   M mask side
+    E polygon edge slots per image
 
 Boxes are float32 ``(x1, y1, x2, y2)`` in continuous pixels of the network's input; width is
 ``x2 - x1``. A *slot* may be empty: a boolean ``valid`` says which are filled, and empty slots are
@@ -51,10 +52,10 @@ class Polygons(TensorStruct):
     a mask is the set of its rings' edges. Parts have one orientation (they unite), holes the other.
 
     Attributes:
-        edges: ``(B, E, 4)`` float32, ``(x_start, y_start, x_end, y_end)`` in network-input pixels;
-            an image's edges stand gt by gt, unused slots at the end are zeros.
-        offsets: ``(B, G + 1)`` int64; the edges of gt ``g`` are ``offsets[g]:offsets[g + 1]``. Empty
-            gt slots have no edges.
+        edges: ``(B, E, 4)`` float32, ``(x_start, y_start, x_end, y_end)`` in network-input
+            pixels; an image's edges stand gt by gt, unused slots at the end are zeros.
+        offsets: ``(B, G + 1)`` int64; the edges of gt ``g`` are ``offsets[g]:offsets[g + 1]``.
+            Empty gt slots have no edges.
         max_edges: an upper bound of the edges of any one gt in the batch, rounded up to a bucket;
             a plain integer, since shapes follow from it.
     """
@@ -88,7 +89,7 @@ class Batch(TensorStruct):
     Attributes:
         images: ``(B, 3, H, W)`` uint8 RGB; each image fills the top left corner, the rest is zero.
         image_sizes: ``(B, 2)`` int64, ``(height, width)`` of the filled part.
-        original_sizes: ``(B, 2)`` int64, ``(height, width)`` of the image file (after EXIF rotation).
+        original_sizes: ``(B, 2)`` int64, ``(height, width)`` of the image file, EXIF applied.
         image_ids: ``(B,)`` int64, the dataset's ids.
         targets: ground truth, or ``None`` for inference.
     """
