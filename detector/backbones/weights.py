@@ -82,8 +82,11 @@ def load_backbone_weights(backbone: nn.Module, path: str | Path) -> None:
     logger.info("%s: %d of %d backbone tensors loaded", path, len(state), len(own))
     if missing:
         logger.warning(
-            "%s lacks %d tensors, which start from random values: %s",
+            "%s lacks %d of %d tensors, which start from random values (is model.backbone.name the "
+            "network the file was made for?): %s%s",
             path,
             len(missing),
-            ", ".join(missing),
+            len(own),
+            ", ".join(missing[:24]),
+            "" if len(missing) <= 24 else ", ...",
         )

@@ -126,10 +126,22 @@ def test_missing_tensors_are_named_and_keep_their_values(state, tmp_path, caplog
     before = backbone[0].bias.clone()
     with caplog.at_level(logging.WARNING):
         load_backbone_weights(backbone, tmp_path / "weights.pth")
-    assert "lacks 1 tensors" in caplog.text
+    assert "weights.pth lacks 1 of 6 tensors" in caplog.text
     assert "0.bias" in caplog.text
     assert torch.equal(backbone[0].bias, before)
     assert torch.equal(backbone[0].weight, state["0.weight"])
+
+
+def test_shallower_network_of_the_same_blocks_is_told_by_a_warning(tmp_path, caplog):
+    """ResNet-18 fits into ResNet-34 wherever it has something: only what lacks gives it away."""
+    torch.save(ResNet("resnet18").state_dict(), tmp_path / "resnet18.pth")
+    with caplog.at_level(logging.WARNING):
+        ResNet("resnet34", weights=str(tmp_path / "resnet18.pth"))
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert "is model.backbone.name the network the file was made for?" in message
+    assert "layer1.2.conv1.weight" in message
+    assert len(message) < 1500
 
 
 def test_real_imagenet_weights_without_layer4(test_data, caplog):
