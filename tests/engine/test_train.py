@@ -20,14 +20,13 @@ def assert_same_training(one: Path, other: Path) -> None:
     for key in ("step", "loader", "class_names", "best", "evaluation"):
         assert a[key] == b[key], key
     for key in ("model", "trained_model"):
-        assert a[key].keys() == b[key].keys()
-        for name, value in a[key].items():
+        assert (key in a) == (key in b)
+        for name, value in a.get(key, {}).items():
             assert torch.equal(value, b[key][name]), name
-    momenta = [
-        {k: s["momentum_buffer"] for k, s in c["optimizer"]["state"].items()} for c in (a, b)
-    ]
-    assert momenta[0].keys() == momenta[1].keys()
-    assert all(torch.equal(value, momenta[1][key]) for key, value in momenta[0].items())
+    assert a["optimizer"]["param_groups"] == b["optimizer"]["param_groups"]
+    for parameter, state in a["optimizer"]["state"].items():
+        for name, value in state.items():
+            assert torch.equal(value, b["optimizer"]["state"][parameter][name]), name
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action) -> None:
@@ -83,11 +82,10 @@ def test_checkpoints_hold_what_their_users_need(trained: Path) -> None:
     assert moved
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_stopping_and_resuming_equals_going_on_bit_for_bit(
-    compose_tiny, tmp_path: Path, monkeypatch, capsys, optimizer: str
+    compose_tiny, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    overrides = [f"optimizer={optimizer}", "schedule.warmup_steps=3", "logging.pictures=0"]
+    overrides = ["schedule.warmup_steps=3", "logging.pictures=0"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     expected = train(compose_tiny(*overrides, f"run_dir={whole}"))
 
@@ -105,11 +103,18 @@ def test_stopping_and_resuming_equals_going_on_bit_for_bit(
     assert load_checkpoint(parts)["step"] == 3
 
     assert train(compose_tiny(*overrides, f"run_dir={parts}", "resume=auto")) == expected
-    if optimizer == "sgd":
-        assert_same_training(whole, parts)
-    else:
-        a, b = load_checkpoint(whole), load_checkpoint(parts)
-        assert all(torch.equal(v, b["model"][name]) for name, v in a["model"].items())
+    assert_same_training(whole, parts)
+
+
+def test_a_finished_training_goes_on_as_if_it_had_been_longer(compose_tiny, tmp_path: Path) -> None:
+    # Milestones are steps, so a longer training begins exactly as a shorter one does.
+    recipe = ["optimizer=adamw", "schedule=multistep", "schedule.milestones=[4]"]
+    recipe += ["logging.pictures=0", "training.ema_decay=null"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(compose_tiny(*recipe, f"run_dir={whole}", "training.max_steps=6"))
+    train(compose_tiny(*recipe, f"run_dir={parts}", "training.max_steps=3"))
+    train(compose_tiny(*recipe, f"resume={parts}", "training.max_steps=6"))
+    assert_same_training(whole, parts)
 
 
 def test_evaluating_drawing_and_workers_do_not_change_the_training(
