@@ -1,5 +1,7 @@
 """ResNet trunks against torchvision's, freezing, and kinds of normalisation."""
 
+import copy
+
 import pytest
 import torch
 import torchvision
@@ -67,6 +69,16 @@ def test_frozen_stages_stay_as_loaded_while_training():
     # They compute with their statistics, not with the batch's.
     assert torch.equal(trunk.train()(images())[0], trunk.eval()(images())[0])
     assert not torch.equal(trunk.train()(images())[1], trunk.eval()(images())[1])
+
+
+def test_copies_freeze_their_own_stages():
+    """As the average of the weights is such a copy."""
+    trunk = ResNet("resnet18", norm="bn", freeze_at=1)
+    copied = copy.deepcopy(trunk).train()
+    assert not copied.bn1.training
+    assert copied.layer1[0].bn1.training
+    copied.bn1.train()
+    assert not trunk.bn1.training
 
 
 @pytest.mark.parametrize(

@@ -244,6 +244,15 @@ def test_training_and_evaluation_mode_give_the_same_losses(make_model, make_batc
     }
 
 
+def test_memory_layout_does_not_matter(make_model, make_batch):
+    batch = make_batch()
+    expected = losses_and_gradients(make_model(), batch)
+    model = make_model().to(memory_format=torch.channels_last)
+    images = batch.images.to(memory_format=torch.channels_last)
+    actual = losses_and_gradients(model, dataclasses.replace(batch, images=images))
+    assert_same(actual, expected)
+
+
 @torch.no_grad()
 def test_bfloat16_autocast_gives_nearly_the_same_losses(make_model, make_batch):
     """Precision is applied from outside; heads hand out float32 whatever they compute in."""
