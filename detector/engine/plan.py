@@ -23,7 +23,7 @@ class Plan:
         """Whether an evaluation belongs after ``step`` finished steps."""
         if step == self.max_steps:
             return True
-        return self.evaluate_every > 0 and step > 0 and step % self.evaluate_every == 0
+        return step > 0 and is_due(step, self.evaluate_every)
 
 
 def plan_training(
@@ -60,3 +60,8 @@ def plan_training(
     if evaluate_every_epochs:
         evaluate_every = max(1, round(evaluate_every_epochs * steps_per_epoch))
     return Plan(min(limits), evaluate_every, steps_per_epoch)
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether something that happens ``every`` so many steps happens now; 0 is never."""
+    return every > 0 and step % every == 0

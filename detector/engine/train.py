@@ -31,7 +31,7 @@ from detector.engine.loss_window import LossWindow
 from detector.engine.metric_log import MetricLog
 from detector.engine.optimizer import restore_optimizer, set_learning_rate
 from detector.engine.pictures import Comparisons
-from detector.engine.plan import plan_training
+from detector.engine.plan import is_due, plan_training
 from detector.engine.progress import duration, open_display
 from detector.engine.randomness import seed_everything
 from detector.engine.run_directory import choose_run_directory, resume_command
@@ -117,7 +117,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             load_weights(average.model, former["model"], resume_from)
         restore_optimizer(optimizer, former["optimizer"], resume_from)
         loader.load_state_dict(former["loader"])
-        step, evaluated, best = former["step"], former["evaluation"], former["best"]
+        step, evaluated = former["step"], former["evaluation"]
+        best = former["best"] if run.best.is_file() else None  # a new run_dir has a best of its own
         if step > plan.max_steps:
             raise ValueError(
                 f"{resume_from} has finished {step} steps, more than training.max_steps="
@@ -245,7 +246,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             # Look at it now and then, and save.
             window.add(step, batch.image_ids, {"loss": total, **losses, "gradient_norm": norm})
             display.advance(step)
-            if step % cfg.logging.every == 0 or step == plan.max_steps:
+            if is_due(step, cfg.logging.every) or step == plan.max_steps:
                 values = window.read()
                 seconds = stopwatch.read()
                 values["lr"] = optimizer.defaults["lr"] * multiplier
@@ -255,7 +256,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
                 times = {f"time/{name}": value for name, value in seconds.items()}
                 log.training(step, values | times)
                 display.report(values, seconds["step"])
-            if step % cfg.checkpoint.every == 0:
+            if is_due(step, cfg.checkpoint.every):
                 save()
 
         # The end.

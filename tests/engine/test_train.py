@@ -149,6 +149,10 @@ def test_ctrl_c_during_the_last_evaluation_loses_nothing(
         train(compose_tiny(*overrides))
     assert stopped.value.code == 130
     assert load_checkpoint(run)["step"] == 2 and load_checkpoint(run)["evaluation"] is None
+    # Resumed in a folder of its own, it gets a best.pt there too.
+    other = tmp_path / "other"
+    train(compose_tiny(f"run_dir={other}", "training.max_steps=2", f"resume={run}"))
+    assert load_checkpoint(other / "checkpoints" / "best.pt")["evaluation"]["step"] == 2
     train(compose_tiny(*overrides, "resume=auto"))
     assert load_checkpoint(run)["evaluation"]["step"] == 2
     assert (run / "metrics.json").exists()
