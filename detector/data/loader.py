@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 
 import cv2
@@ -210,7 +212,19 @@ def _start_worker(worker: int) -> None:
     # One thread per worker: the parallelism is in the processes.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    # Ctrl-C reaches the whole process group. The main process saves and ends its workers; they must
-    # neither die first nor run the handlers they inherited.
+    # Ctrl-C, and what a job scheduler sends to stop, reach every process. The main process still
+    # wants batches until it has saved; a worker that died first would end it with an error.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_with_parent, name="SIGTERM", daemon=True).start()
+    else:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _end_with_parent() -> None:
+    # Ignoring SIGTERM altogether would leave the main process waiting for ever when it exits with
+    # its loader still open: that is how multiprocessing then tells workers to go.
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -1,6 +1,10 @@
 """Loaders: order, grouping, resume, workers."""
 
 import itertools
+import multiprocessing
+import signal
+import subprocess
+import sys
 from collections import Counter
 
 import albumentations as A
@@ -109,6 +113,26 @@ def test_workers_do_not_change_the_batches(dataset):
         strict=True,
     ):
         assert_same(one, other)
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="SIGTERM's sender is unknown here")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_outlive_the_signals_that_stop_a_training(dataset, number):
+    """The process group gets them; the main process goes on until it has saved."""
+    alone = take(build_train_loader(dataset, 3), 12)
+    before = set(multiprocessing.active_children())
+    batches = iter(build_train_loader(dataset, 3, num_workers=2))
+    together = [next(batches), next(batches)]  # both workers have begun
+    workers = set(multiprocessing.active_children()) - before
+    assert len(workers) == 2
+    send = f"import os; [os.kill(pid, {int(number)}) for pid in {[w.pid for w in workers]}]"
+    subprocess.run([sys.executable, "-c", send], check=True)
+    together += [next(batches) for _ in range(10)]
+    for one, other in zip(alone, together, strict=True):
+        assert_same(one, other)
+    for worker in workers:  # as multiprocessing does where the main process ends with them open
+        worker.terminate()
+        worker.join()
 
 
 def test_an_epoch_differs_in_augmentation_too(dataset):
