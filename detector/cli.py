@@ -18,11 +18,13 @@ from typing import NoReturn
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import detector
+from detector.setting_values import fit_value
 
 TOOLS = {
     "train": ("detector.engine.train", "trains a model: experiment=NAME data.root=FOLDER ..."),
@@ -74,6 +76,7 @@ def run_tool(name: str, config_dir: Path | None = None) -> None:
 
     def run(config: DictConfig) -> None:
         with _reported(name):
+            _check_values(config, name, config_dir)
             getattr(importlib.import_module(module), name)(config)
 
     run.__module__ = f"detector.{name}"  # the name that Hydra's --help shows
@@ -94,6 +97,34 @@ def find_configs() -> Path:
         if (folder / "train.yaml").is_file():
             return folder
     raise FileNotFoundError(f"no configs in {package} or beside it; install the package again")
+
+
+def _check_values(config: DictConfig, tool: str, config_dir: Path) -> None:
+    """Hold what the command line sets against the defaults of the groups that it chooses."""
+    overrides = HydraConfig.get().overrides.task
+    groups = {folder.name for folder in config_dir.iterdir() if folder.is_dir()}
+    chosen = [word for word in overrides if _key_of(word) in groups]
+    keys = [_key_of(word) for word in overrides if word not in chosen and word[0] != "~"]
+    if not keys:
+        return
+    defaults = hydra.compose(tool, chosen)
+    for key in keys:
+        try:
+            value, default = (OmegaConf.select(node, key) for node in (config, defaults))
+        except OmegaConfBaseException:  # it refers to what is not given, which the tool explains
+            continue
+        value, default = (_plain(node) for node in (value, default))
+        fitted = fit_value(key, value, default)
+        if fitted != value:
+            OmegaConf.update(config, key, fitted)
+
+
+def _key_of(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0].partition("@")[0]
+
+
+def _plain(value: object) -> object:
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 class _reported:
@@ -175,7 +206,7 @@ def _explain_unknown_key(key: str, tool: str, config_dir: Path) -> str:
     lasts = {name.rpartition(".")[2] for name in known}
     for similar in difflib.get_close_matches(last, lasts, n=2, cutoff=0.75):
         same_last |= {name for name in known if name.rpartition(".")[2] == similar}
-    candidates = list(dict.fromkeys([*near, *sorted(same_last)]))[:4]
+    candidates = [name for name in dict.fromkeys([*near, *sorted(same_last)]) if name != key][:4]
     message = f"unknown config key {key!r}"
     if candidates:
         message += "; did you mean " + " or ".join(candidates) + "?"

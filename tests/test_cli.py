@@ -65,6 +65,26 @@ def test_overrides_reach_the_tool(tool):
 
 
 @pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["training.steps=many"], "training.steps=many: a whole number"),
+        (["training.steps=2.5"], "such as training.steps=9"),
+        (["experiment=short", "training.steps=x"], "such as training.steps=1"),
+        (["training=3"], "training=3: a group of settings"),
+        (["++data={root: [1]}"], "data.root=[1]: text"),
+    ],
+)
+def test_a_value_of_another_kind_than_the_default_is_refused(refused, words: list, named: str):
+    message, code = refused(*words)
+    assert code == 2
+    assert named in message
+
+
+def test_numbers_are_names_where_text_is_meant(tool):
+    assert tool("data.root=2024").data.root == "2024"
+
+
+@pytest.mark.parametrize(
     ("word", "names"),
     [
         ("training.step=3", ["'training.step'", "training.steps"]),

@@ -31,7 +31,7 @@ class Collate:
         with_masks: whether targets get polygons.
 
     Raises:
-        ValueError: a bucket is no multiple of ``size_divisor``.
+        ValueError: a bucket is no pair, or no multiple of ``size_divisor``.
     """
 
     def __init__(
@@ -40,6 +40,10 @@ class Collate:
         size_divisor: int = 32,
         with_masks: bool = True,
     ):
+        if not all(isinstance(bucket, Sequence) and len(bucket) == 2 for bucket in buckets or ()):
+            raise ValueError(
+                f"data.buckets={list(buckets)}: give (height, width) pairs such as [[800, 1344]]"
+            )
         shapes = [(int(height), int(width)) for height, width in buckets or ()]
         for shape in shapes:
             if min(shape) < 1 or shape[0] % size_divisor or shape[1] % size_divisor:

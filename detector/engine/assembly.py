@@ -86,7 +86,8 @@ def check_masks(model: nn.Module, train_set: DetectionDataset) -> None:
     if model.has_masks and not train_set.index.has_masks:
         raise ValueError(
             f"{train_set.index.source_file}: annotation {train_set.index.first_without_mask()} has "
-            "no segmentation, which Mask R-CNN needs. Train a Faster R-CNN, model=faster_rcnn"
+            "no segmentation, which Mask R-CNN needs. Train a Faster R-CNN, "
+            "model=faster_rcnn_fpn"
         )
 
 

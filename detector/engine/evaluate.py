@@ -26,6 +26,7 @@ from detector.engine.inference import evaluate_model
 from detector.engine.progress import track
 from detector.evaluation.coco import CocoEvaluator
 from detector.evaluation.table import evaluation_table
+from detector.setting_values import fit_value
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ValueError, FileNotFoundError: a checkpoint or dataset that cannot be used.
     """
-    path = checkpoint_file(cfg.checkpoint)
+    path = checkpoint_file(str(cfg.checkpoint))
     checkpoint = load_checkpoint(path)
     config = override(checkpoint_config(checkpoint, cfg.allow_code), cfg)
     runtime = assembly.build(cfg.runtime)
@@ -72,7 +73,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     found = evaluate_model(model, batches, evaluator, runtime)
     console.print(evaluation_table(found))
 
-    output = Path(cfg.output) if cfg.output else default_output(path)
+    output = Path(str(cfg.output)) if cfg.output is not None else default_output(path)
     write_json(output / "evaluation.json", found.metrics)
     write_json(output / "detections.json", found.results)
     console.print(f"written to {output}/evaluation.json and detections.json", soft_wrap=True)
@@ -89,8 +90,10 @@ def override(config: DictConfig, cfg: DictConfig) -> DictConfig:
     if OmegaConf.select(cfg, "data.val._target_") is not None:  # a whole dataset was chosen
         kept["data"] = given["data"]
         config.data = {}
-    elif kept["data"].get("root") is not None:  # it must be there already
+    elif "root" in kept["data"] or "annotations" in kept["data"]["val"]:  # it must be there already
         config.data.prepare = None
+    former = OmegaConf.to_container(config, resolve=False)
+    kept = {key: fit_value(key, value, former.get(key)) for key, value in kept.items()}
     merged = OmegaConf.merge(config, kept)
     assert isinstance(merged, DictConfig)
     return merged

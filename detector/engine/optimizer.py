@@ -100,6 +100,16 @@ def build_optimizer(
         raise ValueError(f"optimizer: {algorithm.__name__} refused its options: {error}") from error
 
 
+def check_gradient_clip(limit: float | None) -> None:
+    """Gradients can be clipped to a positive norm: a negative one would turn them round.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if limit is not None and not (isinstance(limit, int | float) and limit > 0):
+        raise ValueError(f"training.gradient_clip={limit}; it must be a positive number, or null")
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> float:
     """Sets every group's rate for the step after ``step`` finished ones; returns the multiplier."""
     multiplier = schedule(step)

@@ -43,6 +43,9 @@ def plan_training(
     Raises:
         ValueError: no limit, or one that is not positive; both kinds of evaluation interval.
     """
+    for name, limit in (("max_steps", max_steps), ("max_epochs", max_epochs)):
+        if not isinstance(limit, int | float | None):
+            raise ValueError(f"training.{name}={limit}; it must be a number, or null")
     limits = []
     if max_steps is not None:
         limits.append(max_steps)

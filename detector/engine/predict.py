@@ -36,8 +36,9 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
         ValueError: a broken checkpoint, or images that cannot be read; they are all named, and
             the results of the others have been written.
     """
-    paths = find_images(cfg.input)
-    detector = load(cfg.checkpoint, runtime=assembly.build(cfg.runtime), allow_code=cfg.allow_code)
+    paths = find_images(str(cfg.input))  # a folder called 2024 is a number to Hydra
+    runtime = assembly.build(cfg.runtime)
+    detector = load(str(cfg.checkpoint), runtime=runtime, allow_code=cfg.allow_code)
     output = Path(cfg.output)
     output.mkdir(parents=True, exist_ok=True)
 

@@ -76,6 +76,8 @@ def choose_run_directory(
         FileNotFoundError: the checkpoint to resume from does not exist.
         ValueError: a new training was asked for in a folder that holds checkpoints.
     """
+    # A folder called 2024 is a number to Hydra.
+    run_dir, resume = (None if text is None else str(text) for text in (run_dir, resume))
     if resume == "auto":
         if run_dir is not None:
             directory = RunDirectory(Path(run_dir))

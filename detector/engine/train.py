@@ -29,7 +29,11 @@ from detector.engine.checkpoint import (
 from detector.engine.inference import evaluate_model
 from detector.engine.loss_window import LossWindow
 from detector.engine.metric_log import MetricLog
-from detector.engine.optimizer import restore_optimizer, set_learning_rate
+from detector.engine.optimizer import (
+    check_gradient_clip,
+    restore_optimizer,
+    set_learning_rate,
+)
 from detector.engine.pictures import Comparisons
 from detector.engine.plan import is_due, plan_training
 from detector.engine.progress import duration, open_display
@@ -104,6 +108,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         cfg.evaluation.every_epochs,
     )
     OmegaConf.update(cfg, "training.max_steps", plan.max_steps)
+    check_gradient_clip(cfg.training.gradient_clip)
     optimizer = assembly.build(cfg.optimizer)(model)
     schedule = assembly.build(cfg.schedule)
     decay = cfg.training.ema_decay

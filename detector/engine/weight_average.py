@@ -24,7 +24,7 @@ class WeightAverage:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        if not 0 < decay < 1:
+        if not isinstance(decay, int | float) or not 0 < decay < 1:
             raise ValueError(f"training.ema_decay is {decay}; it must lie between 0 and 1, or null")
         self.decay = decay
         self.model = copy.deepcopy(model).eval().requires_grad_(False)

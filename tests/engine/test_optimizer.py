@@ -6,6 +6,7 @@ from torch import nn
 
 from detector.engine.optimizer import (
     build_optimizer,
+    check_gradient_clip,
     parameter_groups,
     restore_optimizer,
     set_learning_rate,
@@ -95,3 +96,11 @@ def test_the_state_of_another_algorithm_or_model_is_refused() -> None:
     for optimizer in (adam, other):
         with pytest.raises(ValueError, match=r"last\.pt.*optimi[sz]er"):
             restore_optimizer(optimizer, sgd.state_dict(), Path("last.pt"))
+
+
+@pytest.mark.parametrize("limit", [0, -1.0, "abc"])
+def test_a_gradient_cannot_be_clipped_to_nothing_or_turned_round(limit) -> None:
+    with pytest.raises(ValueError, match=f"gradient_clip={limit}"):
+        check_gradient_clip(limit)
+    check_gradient_clip(None)
+    check_gradient_clip(0.1)
