@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -28,8 +29,23 @@ from torch import nn
 from detector.engine.atomic_file import atomic_write
 
 FORMAT = 1
-TRUSTED = ("detector.", "albumentations.", "torch.nn.", "torch.optim.", "torchvision.ops.")
+# Where a configuration may take callables from: what builds models, data and optimisers.
+TRUSTED = (
+    "detector.backbones.",
+    "detector.data.",
+    "detector.engine.optimizer.",
+    "detector.engine.runtime.",
+    "detector.engine.schedule.",
+    "detector.rcnn.",
+    "detector.roi_heads.",
+    "detector.rpn.",
+    "albumentations.",
+    "torch.nn.",
+    "torch.optim.",
+    "torchvision.ops.",
+)
 REQUIRED = ("format", "model", "config", "class_names", "category_ids", "step")
+REQUIRED_TO_RESUME = ("optimizer", "loader", "evaluation", "best")
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -81,6 +97,20 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def check_resumable(path: str | Path, content: dict[str, Any]) -> None:
+    """Training goes on from a checkpoint only if it holds the state of the training too.
+
+    Raises:
+        ValueError: it does not; names what is missing.
+    """
+    missing = [key for key in REQUIRED_TO_RESUME if key not in content]
+    if missing:
+        raise ValueError(
+            f"{path} has no {', '.join(missing)}: training cannot go on from it. Give a last.pt or "
+            "best.pt as training wrote it"
+        )
+
+
 def checkpoint_file(path: str | Path) -> Path:
     """``path`` itself, or ``checkpoints/last.pt`` of the run directory ``path``.
 
@@ -112,7 +142,7 @@ def checkpoint_config(content: dict[str, Any], allow_code: bool = False) -> Dict
     """
     config = OmegaConf.create(content["config"])
     assert isinstance(config, DictConfig)
-    foreign = sorted({name for name in _targets(config) if not name.startswith(TRUSTED)})
+    foreign = sorted({name for name in _targets(config) if not _is_trusted(name)})
     if foreign and not allow_code:
         raise ValueError(
             f"the checkpoint's configuration calls {', '.join(foreign)}, which is not part of this "
@@ -123,10 +153,26 @@ def checkpoint_config(content: dict[str, Any], allow_code: bool = False) -> Dict
     return config
 
 
+def _is_trusted(name: str) -> bool:
+    """Whether a callable is trusted by its name and by where it was defined.
+
+    A trusted module's name also leads to whatever that module imports, ``os.system`` for example.
+    """
+    if not name.startswith(TRUSTED):
+        return False
+    try:
+        target = hydra.utils.get_object(name)
+    except (ImportError, AttributeError, ValueError):
+        return True  # there is no such thing to call; building says so, naming the key
+    defined = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}"
+    return defined.startswith(TRUSTED)
+
+
 def _targets(value: Any) -> Iterator[str]:
     """Every ``_target_`` below, and what ``hydra.utils.get_class`` would import."""
     if OmegaConf.is_config(value):
-        value = OmegaConf.to_container(value, resolve=False)
+        # Resolved, since an interpolation can make a node with a target out of text.
+        value = OmegaConf.to_container(value, resolve=True)
     if isinstance(value, dict):
         if "_target_" in value:
             target = str(value["_target_"])

@@ -21,6 +21,7 @@ from detector.engine.checkpoint import (
     FORMAT,
     best_metric,
     check_classes,
+    check_resumable,
     checkpoint_config,
     load_checkpoint,
     load_weights,
@@ -64,6 +65,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     # Where to write, and what to go on from. Looked at first: it fails fast.
     run, resume_from = choose_run_directory(cfg.run_dir, cfg.resume, cfg.name)
     former = load_checkpoint(resume_from) if resume_from else None
+    if former:
+        check_resumable(resume_from, former)
     runtime = assembly.build(cfg.runtime)
     runtime.apply()
 

@@ -10,6 +10,7 @@ from detector.engine.atomic_file import atomic_copy, atomic_write
 from detector.engine.checkpoint import (
     best_metric,
     check_classes,
+    check_resumable,
     checkpoint_config,
     load_checkpoint,
     load_weights,
@@ -105,6 +106,14 @@ def test_other_files_of_torch_are_refused_by_what_they_lack(tmp_path: Path) -> N
         load_checkpoint(path)
 
 
+def test_weights_alone_are_refused_for_resuming() -> None:
+    full = content(optimizer={}, loader={}, evaluation=None, best=None)
+    check_resumable("best.pt", full)
+    del full["optimizer"], full["best"]
+    with pytest.raises(ValueError, match=r"best\.pt has no optimizer, best: .*Give a last\.pt"):
+        check_resumable("best.pt", full)
+
+
 def test_the_config_keeps_interpolations_but_no_initial_weights() -> None:
     config = checkpoint_config(content())
     assert config.model.backbone.weights is None and config.model.backbone.name == "resnet18"
@@ -118,9 +127,12 @@ def test_the_config_keeps_interpolations_but_no_initial_weights() -> None:
         {"_target_": "os.system", "command": "true"},
         {"_target_": "hydra.utils.get_class", "path": "subprocess.Popen"},
         {"_target_": "${name}"},
+        {"_target_": "detector.data.index.os.system", "command": "true"},  # what a module imports
+        {"_target_": "detector.engine.atomic_file.write_json", "path": "x", "content": ""},
+        "${oc.create:'{_target_: os.system, command: \"true\"}'}",
     ],
 )
-def test_a_checkpoint_does_not_run_foreign_code_unless_allowed(node: dict[str, str]) -> None:
+def test_a_checkpoint_does_not_run_foreign_code_unless_allowed(node: dict[str, str] | str) -> None:
     text = OmegaConf.to_yaml({"model": {"parts": [{"deep": node}]}, "name": "os.system"})
     with pytest.raises(ValueError, match="allow_code"):
         checkpoint_config(content(config=text))
