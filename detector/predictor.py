@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import nn
 
 from detector.data.augmentation import Augmentation
 from detector.data.collate import Collate
-from detector.data.images import read_image
+from detector.data.images import read_image, to_rgb
 from detector.data.sample import Sample
 from detector.engine.assembly import build, plain
 from detector.engine.checkpoint import checkpoint_config, load_checkpoint, load_weights
@@ -147,7 +147,7 @@ def to_pixels(image: ImageLike) -> tuple[np.ndarray, Path | None]:
     if isinstance(image, str | Path):
         return read_image(image), Path(image)
     if isinstance(image, Image.Image):
-        return np.array(ImageOps.exif_transpose(image).convert("RGB")), None
+        return to_rgb(image, "a PIL image"), None
     if not isinstance(image, np.ndarray):
         raise ValueError(
             f"an image of type {type(image).__name__}; give a path, a PIL image or a numpy array"

@@ -53,6 +53,13 @@ def test_results_are_in_the_pixels_of_the_image_and_above_the_threshold(detector
     assert len(detector.predict(picture(), score_threshold=0.95)) == 0
 
 
+def test_a_16_bit_image_is_the_same_opened_or_by_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "deep.png"
+    values = np.random.default_rng(0).integers(0, 65536, (9, 8), dtype=np.uint16)
+    Image.fromarray(values).save(path)
+    np.testing.assert_array_equal(to_pixels(Image.open(path))[0], to_pixels(path)[0])
+
+
 def test_every_kind_of_input_gives_the_same(detector, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(picture()).save(path)

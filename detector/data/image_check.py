@@ -86,7 +86,7 @@ def find_image_fault(path: str | Path, width: int, height: int) -> tuple[str, st
             turned = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
     except Image.DecompressionBombError:
         return f"{path} has too many pixels", "cut it into tiles"
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # Pillow's readers raise many kinds for damaged files
         detail = "it is empty" if not data else str(error).split(" <")[0]
         return f"{path} is not a readable image ({detail})", _RESTORE
     if not is_whole(data):

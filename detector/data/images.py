@@ -54,19 +54,29 @@ def _decode_with_pil(data: bytes, path: Path | str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):
-                # PIL would clip at 255. Mode "I" is how it opens 16-bit files of some formats.
-                values = np.asarray(image).astype(np.int64)
-                gray = np.clip(values >> 8, 0, 255).astype(np.uint8)
-                return np.repeat(gray[:, :, None], 3, axis=2)
-            if image.mode == "F":
-                raise ValueError(
-                    f"{path}: floating point pixels have no known range; "
-                    "convert the image to 8 or 16 bits"
-                )
-            return np.array(image.convert("RGB"))
+            return to_rgb(image, path)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path}: too many pixels ({error}); cut the image into tiles") from error
     except (OSError, SyntaxError) as error:
         raise ValueError(
             f"{path}: not a readable image ({error}); restore or remove the file"
         ) from error
+
+
+def to_rgb(image: Image.Image, name: Path | str) -> np.ndarray:
+    """A PIL image as :func:`read_image` reads it from a file; ``name`` is for messages.
+
+    Raises:
+        ValueError: its pixels are floating point numbers.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        # PIL would clip at 255. Mode "I" is how it opens 16-bit files of some formats.
+        values = np.asarray(image).astype(np.int64)
+        gray = np.clip(values >> 8, 0, 255).astype(np.uint8)
+        return np.repeat(gray[:, :, None], 3, axis=2)
+    if image.mode == "F":
+        raise ValueError(
+            f"{name}: floating point pixels have no known range; convert the image to 8 or 16 bits"
+        )
+    return np.array(image.convert("RGB"))

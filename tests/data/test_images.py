@@ -113,3 +113,11 @@ def test_a_missing_file_names_the_path(tmp_path):
         read_image(tmp_path / "nowhere.jpg")
     with pytest.raises(FileNotFoundError):
         read_image(tmp_path)
+
+
+def test_an_image_too_large_to_decode_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "image.bmp"
+    Image.new("RGB", (40, 30)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(ValueError, match=r"image\.bmp: too many pixels"):
+        read_image(path)
