@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from detector.data.loader import build_eval_loader
 from detector.engine import assembly
@@ -23,7 +22,7 @@ from detector.engine.checkpoint import (
     load_weights,
 )
 from detector.engine.inference import evaluate_model
-from detector.engine.progress import track
+from detector.engine.progress import open_console, track
 from detector.evaluation.coco import CocoEvaluator
 from detector.evaluation.table import evaluation_table
 from detector.setting_values import fit_value
@@ -54,6 +53,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         batch_size=config.data.val_batch_size,
         num_workers=config.data.num_workers,
         buckets=assembly.plain(config.data.buckets),
+        pin_memory=runtime.torch_device.type == "cuda",
     )
     model = assembly.build(config.model)
     load_weights(model, checkpoint["model"], path)
@@ -64,7 +64,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         max_detections=assembly.plain(config.evaluation.max_detections),
     )
 
-    console = Console()
+    console = open_console()
     console.print(
         f"{path}, step {checkpoint['step']}: {assembly.describe_model(model)}", soft_wrap=True
     )

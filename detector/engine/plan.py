@@ -25,6 +25,15 @@ class Plan:
             return True
         return step > 0 and is_due(step, self.evaluate_every)
 
+    def without_effect(self, max_epochs: float | None) -> list[str]:
+        """A sentence if ``training.max_epochs`` was given but the steps end sooner."""
+        if max_epochs is None or round(max_epochs * self.steps_per_epoch) <= self.max_steps:
+            return []
+        return [
+            f"training.max_epochs={max_epochs} is not reached within training.max_steps="
+            f"{self.max_steps}; set training.max_steps=null to train that long"
+        ]
+
 
 def plan_training(
     steps_per_epoch: int,

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from rich.console import Console
 
 from detector.data.images import read_image
 from detector.engine import assembly
 from detector.engine.atomic_file import write_json
-from detector.engine.progress import track
+from detector.engine.progress import open_console, track
 from detector.predictor import find_images, load
 
 
@@ -42,7 +41,7 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     output = Path(cfg.output)
     output.mkdir(parents=True, exist_ok=True)
 
-    console = Console()
+    console = open_console()
     console.print(f"{len(paths)} images from {cfg.input}", soft_wrap=True)
     records, unreadable = [], []
     names = picture_names(paths)

@@ -39,7 +39,7 @@ class ProgressDisplay:
 
     def print(self, *what: Any) -> None:
         """Text or a rich table, above the bar."""
-        self.console.print(*what, highlight=False, soft_wrap=all(isinstance(x, str) for x in what))
+        self.console.print(*what, soft_wrap=all(isinstance(x, str) for x in what))
 
     def advance(self, step: int) -> None:
         """``step`` steps are finished."""
@@ -113,12 +113,20 @@ def track(
     else:
         yield from items
         elapsed = duration(time.perf_counter() - began)
-        console.print(f"{what}: {total} {unit} in {elapsed}", highlight=False, soft_wrap=True)
+        console.print(f"{what}: {total} {unit} in {elapsed}", soft_wrap=True)
+
+
+def open_console() -> Console:
+    """Standard output, where text is shown as it is.
+
+    Rich would take ``[ab]`` in a path or pattern for a style and swallow it.
+    """
+    return Console(markup=False, highlight=False)
 
 
 def open_display(max_steps: int, step: int = 0, console: Console | None = None) -> ProgressDisplay:
     """The display that suits standard output."""
-    console = console or Console()
+    console = console or open_console()
     kind = LiveDisplay if console.is_terminal else ProgressDisplay
     return kind(console, max_steps, step)
 

@@ -85,6 +85,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     model = runtime.place(assembly.build(cfg.model))
     model.train()
     assembly.check_masks(model, train_set)
+    pin_memory = runtime.torch_device.type == "cuda"
     loader = build_train_loader(
         train_set,
         batch_size=cfg.data.batch_size,
@@ -93,13 +94,14 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         buckets=assembly.plain(cfg.data.buckets),
         aspect_ratio_grouping=cfg.data.aspect_ratio_grouping,
         with_masks=model.has_masks,
-        pin_memory=runtime.torch_device.type == "cuda",
+        pin_memory=pin_memory,
     )
     val_loader = build_eval_loader(
         val_set,
         batch_size=cfg.data.val_batch_size,
         num_workers=cfg.data.num_workers,
         buckets=assembly.plain(cfg.data.buckets),
+        pin_memory=pin_memory,
     )
 
     # Optimiser, schedule, average of the weights.
@@ -194,7 +196,10 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             display.print(f"resumed from {resume_from} after step {step}")
             for change in assembly.config_changes(checkpoint_config(former, allow_code=True), cfg):
                 display.print(f"changed since the checkpoint: {change}")
-        for warning in schedule.without_effect(plan.max_steps):
+        for warning in (
+            *plan.without_effect(cfg.training.max_epochs),
+            *schedule.without_effect(plan.max_steps),
+        ):
             display.print(f"warning: {warning}")
         display.print(f"writing to {run.path}")
 

@@ -29,6 +29,11 @@ def test_a_pipe_gets_plain_lines_with_what_one_wants_to_know() -> None:
     assert "\x1b" not in out.getvalue()
 
 
+def test_brackets_in_paths_and_patterns_are_shown(capsys) -> None:
+    open_display(1).print("photos/[ab]*.jpg and [/x]")
+    assert capsys.readouterr().out == "photos/[ab]*.jpg and [/x]\n"
+
+
 def test_a_terminal_gets_a_bar_that_starts_at_the_resumed_step() -> None:
     out = io.StringIO()
     console = Console(file=out, width=100, force_terminal=True)
