@@ -109,7 +109,10 @@ def _check_values(config: DictConfig, tool: str, config_dir: Path) -> None:
         return
     defaults = hydra.compose(tool, chosen)
     for key in keys:
+        group = key.rpartition(".")[0]
         try:
+            if group and not OmegaConf.is_config(OmegaConf.select(config, group)):
+                continue  # a later word put something else in the place of the whole group
             value, default = (OmegaConf.select(node, key) for node in (config, defaults))
         except OmegaConfBaseException:  # it refers to what is not given, which the tool explains
             continue

@@ -80,6 +80,10 @@ def test_a_value_of_another_kind_than_the_default_is_refused(refused, words: lis
     assert named in message
 
 
+def test_a_group_that_is_switched_off_needs_no_values(tool):
+    assert tool("training.steps=3", "training=null").training is None
+
+
 def test_numbers_are_names_where_text_is_meant(tool):
     assert tool("data.root=2024").data.root == "2024"
 
