@@ -22,6 +22,9 @@ def load_ground_truth(index: AnnotationIndex) -> COCO:
     Only the index's images and annotations remain, so records that were skipped as damaged are in
     neither training nor evaluation. Annotations are numbered anew from 1: pycocotools takes a match
     with an annotation of id 0 for no match.
+
+    Raises:
+        ValueError: the file is no longer what the index was made of.
     """
     with open(index.source_file, encoding="utf-8") as file:
         source = json.load(file)
@@ -40,7 +43,8 @@ def load_ground_truth(index: AnnotationIndex) -> COCO:
         if record["image_id"] in images and identifier not in annotations:
             image = images[record["image_id"]]
             annotations[identifier] = _clean(record, len(annotations) + 1, image)
-    assert len(annotations) == len(kept), f"{index.source_file} has changed since it was indexed"
+    if len(annotations) != len(kept):
+        raise ValueError(f"{index.source_file} was changed while in use; start again")
     categories = [
         {"id": int(category_id), "name": name}
         for category_id, name in zip(index.category_ids, index.category_names, strict=True)
