@@ -8,6 +8,19 @@ from torch import Tensor
 from detector.ops.matching import NEGATIVE, POSITIVE
 
 
+def check_sampling(where: str, num_samples: int, positive_fraction: float) -> None:
+    """Refuses numbers that leave nothing to train on, or more positives than slots.
+
+    Raises:
+        ValueError: names the settings below ``where``.
+    """
+    if num_samples < 1 or not 0 < positive_fraction <= 1:
+        raise ValueError(
+            f"{where}.num_samples={num_samples} and {where}.positive_fraction={positive_fraction}: "
+            "give at least one sample, and a fraction above 0 and up to 1"
+        )
+
+
 def sample_labels(
     labels: Tensor, num_samples: int, positive_fraction: float
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from detector.ops.matching import IGNORED, match_boxes
-from detector.ops.sampling import sample_labels
+from detector.ops.sampling import check_sampling, sample_labels
 from detector.structures import Proposals, SampledRoIs, Targets
 
 
@@ -22,6 +22,9 @@ class RoISampler(nn.Module):
         positive_iou: proposals from this IoU on are foreground, the others background.
         append_gt: add the gt boxes to the proposals, so that the head sees good boxes from the
             first step on.
+
+    Raises:
+        ValueError: a number is out of its range.
     """
 
     def __init__(
@@ -33,6 +36,11 @@ class RoISampler(nn.Module):
         append_gt: bool = True,
     ) -> None:
         super().__init__()
+        check_sampling("roi_sampler", num_samples, positive_fraction)
+        if not 0 < positive_iou <= 1:
+            raise ValueError(
+                f"roi_sampler.positive_iou={positive_iou} must lie above 0 and up to 1"
+            )
         self.num_classes = num_classes
         self.num_samples = num_samples
         self.positive_fraction = positive_fraction

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from detector.ops.boxes import encode_boxes
 from detector.ops.matching import IGNORED, match_boxes
-from detector.ops.sampling import sample_labels
+from detector.ops.sampling import check_sampling, sample_labels
 from detector.rpn.anchors import AnchorGenerator
 from detector.rpn.head import RPNHead
 from detector.rpn.proposals import ProposalLayer
@@ -32,7 +32,7 @@ class RPN(nn.Module):
         box_weight: multiplier of the box loss.
 
     Raises:
-        ValueError: the head does not fit the anchors.
+        ValueError: the head does not fit the anchors, or a number is out of its range.
     """
 
     def __init__(
@@ -55,6 +55,12 @@ class RPN(nn.Module):
                 f"{anchors.num_anchors} anchors per cell (the sizes of a level times the aspect "
                 f"ratios); set rpn.head.num_anchors={anchors.num_anchors}"
             )
+        if not 0 <= negative_iou <= positive_iou <= 1:
+            raise ValueError(
+                f"rpn.negative_iou={negative_iou} and rpn.positive_iou={positive_iou} must lie in "
+                "0..1, the negative one not above the other"
+            )
+        check_sampling("rpn", num_samples, positive_fraction)
         self.anchors = anchors
         self.head = head
         self.train_proposals = train_proposals

@@ -119,6 +119,11 @@ def test_numbers_are_written_where_constructors_take_them(compose_model):
         ("model.box_branch.pooler.strides=[8,16,32]", "box_branch.pooler.strides=[8, 16, 32]"),
         ("model.mask_branch.pooler.strides=[4,16]", "mask_branch.pooler.strides=[4, 16]"),
         ("model.box_branch.pooler.sampling_ratio=0", "sampling_ratio=0"),
+        ("model.rpn.num_samples=0", "rpn.num_samples=0"),
+        ("model.rpn.positive_fraction=0.0", "rpn.positive_fraction=0.0"),
+        ("model.rpn.negative_iou=0.8", "rpn.negative_iou=0.8 and rpn.positive_iou=0.7"),
+        ("model.roi_sampler.positive_fraction=2.0", "roi_sampler.positive_fraction=2.0"),
+        ("model.roi_sampler.positive_iou=50", "roi_sampler.positive_iou=50"),
     ],
 )
 def test_impossible_settings_are_refused(compose_model, override, message):
