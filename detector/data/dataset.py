@@ -29,7 +29,6 @@ class DetectionDataset(torch.utils.data.Dataset):
         on_error: ``"raise"`` or ``"skip"`` damaged records, see :func:`read_coco`.
         seed: of the augmentations.
         root: folder that holds the dataset.
-        name: for messages and tables; the annotation file's name by default.
         keep_empty: whether images without objects are kept (the references leave them out of
             training).
 
@@ -48,14 +47,12 @@ class DetectionDataset(torch.utils.data.Dataset):
         on_error: OnError = "raise",
         seed: int = 0,
         root: Path | str | None = None,
-        name: str | None = None,
         keep_empty: bool = True,
     ):
         base = Path(root) if root is not None else Path()
         self.index = read_coco(base / annotations, base / images, on_error)
         self.augmentation = Augmentation(augment or ())
         self.seed = seed
-        self.name = name or self.index.source_file.stem
         if not keep_empty:
             self.index = self.index.keep_images(self._objects_per_image() > 0)
 
