@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.loss_window import NonFiniteLoss
 from detector.engine.train import train
-from detector.rcnn import FasterRCNN
+from detector.rcnn import FasterRCNN, MaskRCNN
 
 
 def assert_same_training(one: Path, other: Path) -> None:
@@ -131,18 +131,14 @@ def test_evaluating_drawing_and_workers_do_not_change_the_training(
 
 
 def test_ctrl_c_during_the_last_evaluation_loses_nothing(
-    compose_tiny, tmp_path: Path, monkeypatch, trained: Path
+    compose_tiny, tmp_path: Path, monkeypatch
 ) -> None:
-    run = tmp_path / "run"
-    detect = FasterRCNN.detect
-    from detector.rcnn import MaskRCNN
+    run, detect = tmp_path / "run", MaskRCNN.detect
 
     def interrupted(self, *arguments):
         os.kill(os.getpid(), signal.SIGINT)
-        return mask_detect(self, *arguments)
+        return detect(self, *arguments)
 
-    mask_detect = MaskRCNN.detect
-    assert detect is not mask_detect
     overrides = [f"run_dir={run}", "training.max_steps=2"]
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
         patch.setattr(MaskRCNN, "detect", interrupted)
