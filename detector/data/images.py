@@ -58,8 +58,9 @@ def _decode_with_pil(data: bytes, path: Path | str) -> np.ndarray:
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path}: too many pixels ({error}); cut the image into tiles") from error
     except (OSError, SyntaxError) as error:
+        reason = str(error).split(" <")[0]  # without the address of a Python object
         raise ValueError(
-            f"{path}: not a readable image ({error}); restore or remove the file"
+            f"{path}: not a readable image ({reason}); restore or remove the file"
         ) from error
 
 

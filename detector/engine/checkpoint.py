@@ -78,9 +78,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for cut off, foreign and unsafe files
-        reason = (str(error).strip() or repr(error)).splitlines()[0].split(". ")[0]
+        reason = str(error).strip().split("\n")[0].split(". ")[0]
         raise ValueError(
-            f"{path} cannot be read as a checkpoint ({reason}). The file is cut off or of another "
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {reason}). The file is cut off or of another "
             "kind; take another one, for example best.pt beside last.pt, or train again"
         ) from error
     missing = [key for key in REQUIRED if not isinstance(content, dict) or key not in content]
@@ -231,7 +231,7 @@ def check_classes(
         raise ValueError(
             f"{path} was trained on {len(known)} classes ({_some(known)}), but {dataset} has "
             f"{len(class_names)} ({_some(class_names)}). Use the dataset it was trained on, or "
-            "start a new training without resume"
+            "a checkpoint that was trained on this one"
         )
     if known != class_names and sorted(known) == sorted(class_names):
         raise ValueError(
