@@ -19,7 +19,7 @@ class Stopwatch:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
+        self._device = device
         self._seconds: dict[str, float] = defaultdict(float)
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         self._steps = 0
@@ -36,9 +36,9 @@ class Stopwatch:
     def lap(self, name: str, on_host: bool = False) -> None:
         """Books the time since :meth:`start` or the former lap under ``name``."""
         now = time.perf_counter()
-        if self._cuda:
+        if self._device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
-            event.record()
+            event.record(torch.cuda.current_stream(self._device))
             if self._mark is not None and not on_host:
                 self._events.append((name, self._mark, event))
             else:
