@@ -80,9 +80,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # torch raises many types for cut off, foreign and unsafe files
         reason = str(error).strip().split("\n")[0].split(". ")[0]
         raise ValueError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {reason}). The file is "
-            "cut off or of another kind; take another one, for example best.pt beside last.pt, or "
-            "train again"
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {reason}). The file "
+            "is cut off or of another kind; take another one, for example best.pt beside last.pt, "
+            "or train again"
         ) from error
     missing = [key for key in REQUIRED if not isinstance(content, dict) or key not in content]
     if missing:
