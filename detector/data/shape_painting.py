@@ -10,7 +10,7 @@ from PIL import Image
 
 from detector.data.polygon_clipping import Region
 
-_LEAST_CONTRAST = 70.0  # RGB distance between a shape and what it lies on
+_LEAST_CONTRAST = 90.0  # RGB distance between a shape and what it lies on
 
 
 def coverage(region: Region, image_size: int, rows_per_pixel: int = 8) -> np.ndarray:
@@ -67,7 +67,7 @@ def paint(
     rows, columns = np.flatnonzero(alpha.any(1)), np.flatnonzero(alpha.any(0))
     patch = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
     alpha = alpha[patch][..., None]
-    fill = _fill(rng, alpha.shape[:2], colour, rng.uniform(3, 20))
+    fill = _fill(rng, alpha.shape[:2], colour, rng.uniform(2, 12))
     picture[patch] += alpha * (fill - picture[patch])
 
 
@@ -76,7 +76,7 @@ def develop(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
     picture = (
         picture * (1 + rng.uniform(0, 0.25) * _noise(rng, picture.shape[:2], (2, 2)))[..., None]
     )
-    picture += rng.uniform(2, 11) * rng.standard_normal(picture.shape, np.float32)
+    picture += rng.uniform(2, 8) * rng.standard_normal(picture.shape, np.float32)
     return np.clip(np.round(picture), 0, 255).astype(np.uint8)
 
 

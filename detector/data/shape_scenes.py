@@ -22,12 +22,12 @@ from detector.data.polygon_clipping import (
 )
 from detector.data.shape_painting import background, contrasting_colour, coverage, develop, paint
 
-CLASS_NAMES = ("circle", "triangle", "square", "star", "cross", "heart")
+CLASS_NAMES = ("circle", "triangle", "square", "star", "cross")
 
 _EMPTY_IMAGES = 0.04
 _CROWD_IMAGES = 0.06
 _LARGE_SHAPES = 0.12  # of the first shapes: it lies behind all others
-_LEAST_VISIBLE = 0.35  # of a shape's own area; less, and its class could not be told
+_LEAST_VISIBLE = 0.5  # of a shape's own area; less, and its class could not be told
 _LEAST_PIXELS = 45.0
 _LEAST_PART = 3.0  # square pixels; a smaller visible fragment is not annotated
 
@@ -103,7 +103,7 @@ def make_scene(rng: np.random.Generator, image_size: int = 128) -> Scene:
     picture, background_colour = background(rng, image_size)
     colours = [background_colour]
     crowd_label, crowd_alpha = None, None
-    num_shapes = 0 if rng.random() < _EMPTY_IMAGES else int(rng.integers(1, 9))
+    num_shapes = 0 if rng.random() < _EMPTY_IMAGES else int(rng.integers(1, 7))
 
     if num_shapes and rng.random() < _CROWD_IMAGES:
         crowd_label = int(rng.integers(len(CLASS_NAMES)))
@@ -146,16 +146,12 @@ def _outline(rng: np.random.Generator, label: int, side: float) -> np.ndarray:
         points = _polar(np.ones(4))
     elif name == "star":
         points = _polar(np.tile((1.0, rng.uniform(0.4, 0.48)), 5))
-    elif name == "cross":
+    else:
         arm = rng.uniform(0.27, 0.36)
         quarter = np.array([(1.0, -arm), (1.0, arm), (arm, arm)])
         turns = [(1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0)]
         points = np.concatenate([quarter @ np.reshape(turn, (2, 2)).T for turn in turns])
-    else:
-        t = 2 * np.pi * np.arange(32) / 32
-        y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
-        points = np.stack([16 * np.sin(t) ** 3, -y], axis=1)
-    points = points * (1.0, rng.uniform(0.78, 1.0))
+    points = points * (1.0, rng.uniform(0.85, 1.0))
     points *= side / abs(ring_area(points)) ** 0.5
     angle = rng.uniform(0, 2 * np.pi)
     turn = np.array([(np.cos(angle), np.sin(angle)), (-np.sin(angle), np.cos(angle))])
@@ -190,7 +186,7 @@ def _place(
             side = rng.uniform(0.84, 0.94) * image_size
             centre = rng.uniform(0.4, 0.6, 2) * image_size
         else:
-            side = np.exp(rng.uniform(np.log(12.0), np.log(0.52 * image_size)))
+            side = np.exp(rng.uniform(np.log(14.0), np.log(0.52 * image_size)))
             centre = rng.uniform(0, image_size, 2)
         outline = _outline(rng, label, side) + centre
         try:

@@ -20,7 +20,7 @@ SPLITS = ("train", "val")
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 1  # raised when the same parameters would give other pictures
+_FORMAT = 2  # raised when the same parameters would give other pictures
 _RECORD = "shapes.json"
 _JPEG_QUALITY = 92
 

@@ -20,7 +20,8 @@ class Runtime:
     Args:
         device: ``"auto"`` (CUDA where there is one, else the CPU), ``"cpu"``, ``"cuda"``,
             ``"cuda:1"``, ...
-        precision: ``"float32"``, or ``"bf16"`` for autocast to bfloat16 with float32 weights.
+        precision: ``"float32"``, ``"bf16"`` for autocast to bfloat16 with float32 weights, or
+            ``"auto"``: bf16 where the hardware computes in it, float32 where it would be emulated.
         channels_last: NHWC memory, which tensor cores and oneDNN prefer.
         num_threads: CPU threads of one operation; ``None`` leaves torch's choice.
 
@@ -29,13 +30,15 @@ class Runtime:
     """
 
     device: str = "auto"
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Literal["auto", "float32", "bf16"] = "float32"
     channels_last: bool = False
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
-        if self.precision not in ("float32", "bf16"):
-            raise ValueError(f"runtime.precision={self.precision}: choose float32 or bf16")
+        if self.precision not in ("auto", "float32", "bf16"):
+            raise ValueError(f"runtime.precision={self.precision}: choose auto, float32 or bf16")
+        if self.num_threads is not None and self.num_threads < 1:
+            raise ValueError(f"runtime.num_threads={self.num_threads} must be at least 1, or null")
         name = self.device
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -49,13 +52,18 @@ class Runtime:
                 f"runtime.device={name}: torch sees {torch.cuda.device_count()} CUDA devices; "
                 "use runtime.device=auto"
             )
+        if self.precision == "auto":
+            precision = "bf16" if _computes_bf16(device) else "float32"
+            object.__setattr__(self, "precision", precision)
 
     @property
     def torch_device(self) -> torch.device:
         return torch.device(self.device)
 
     def apply(self) -> None:
-        """Sets the process-wide part: the number of threads."""
+        """Sets the process-wide part: the number of threads and the current GPU."""
+        if self.torch_device.type == "cuda":
+            torch.cuda.set_device(self.torch_device)
         if self.num_threads is not None:
             torch.set_num_threads(self.num_threads)
 
@@ -90,3 +98,11 @@ class Runtime:
             return None
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def _computes_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # torch has no public question for it yet.
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return device.type == "cpu" and supported()
