@@ -10,7 +10,7 @@ from PIL import Image
 
 from detector.data.polygon_clipping import Region
 
-_LEAST_CONTRAST = 90.0  # RGB distance between a shape and what it lies on
+_LEAST_CONTRAST = 110.0  # RGB distance between a shape and what it lies on
 
 
 def coverage(region: Region, image_size: int, rows_per_pixel: int = 8) -> np.ndarray:

@@ -27,7 +27,7 @@ CLASS_NAMES = ("circle", "triangle", "square", "star", "cross")
 _EMPTY_IMAGES = 0.04
 _CROWD_IMAGES = 0.06
 _LARGE_SHAPES = 0.12  # of the first shapes: it lies behind all others
-_LEAST_VISIBLE = 0.5  # of a shape's own area; less, and its class could not be told
+_LEAST_VISIBLE = 0.6  # of a shape's own area; less, and its class could not be told
 _LEAST_PIXELS = 45.0
 _LEAST_PART = 3.0  # square pixels; a smaller visible fragment is not annotated
 
@@ -145,9 +145,9 @@ def _outline(rng: np.random.Generator, label: int, side: float) -> np.ndarray:
     elif name == "square":
         points = _polar(np.ones(4))
     elif name == "star":
-        points = _polar(np.tile((1.0, rng.uniform(0.4, 0.48)), 5))
+        points = _polar(np.tile((1.0, rng.uniform(0.45, 0.52)), 5))
     else:
-        arm = rng.uniform(0.27, 0.36)
+        arm = rng.uniform(0.32, 0.4)
         quarter = np.array([(1.0, -arm), (1.0, arm), (arm, arm)])
         turns = [(1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0)]
         points = np.concatenate([quarter @ np.reshape(turn, (2, 2)).T for turn in turns])
@@ -186,7 +186,7 @@ def _place(
             side = rng.uniform(0.84, 0.94) * image_size
             centre = rng.uniform(0.4, 0.6, 2) * image_size
         else:
-            side = np.exp(rng.uniform(np.log(14.0), np.log(0.52 * image_size)))
+            side = np.exp(rng.uniform(np.log(16.0), np.log(0.52 * image_size)))
             centre = rng.uniform(0, image_size, 2)
         outline = _outline(rng, label, side) + centre
         try:
