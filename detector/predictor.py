@@ -75,7 +75,8 @@ class Detector:
             score_threshold: objects with a lower score are left out.
 
         Returns:
-            A result for an image, a list of results for a list, folder or pattern.
+            A result for an image, a list of results for a list, folder or pattern. Their
+            ``image_id`` counts from 1.
 
         Raises:
             FileNotFoundError: there is no such file, or none in the folder.
@@ -84,10 +85,13 @@ class Detector:
         if isinstance(images, str | Path) and not Path(images).is_file():
             images = find_images(images)
         if isinstance(images, list | tuple):
-            return [self._predict_one(image, score_threshold) for image in images]
-        return self._predict_one(images, score_threshold)
+            return [
+                self._predict_one(image, score_threshold, number)
+                for number, image in enumerate(images, start=1)
+            ]
+        return self._predict_one(images, score_threshold, 1)
 
-    def _predict_one(self, image: ImageLike, score_threshold: float) -> Result:
+    def _predict_one(self, image: ImageLike, score_threshold: float, image_id: int) -> Result:
         pixels, path = to_pixels(image)
         # The transforms of evaluation draw no random numbers, so any generator will do.
         sample = self._augmentation(_without_targets(pixels), np.random.default_rng(0))
@@ -98,6 +102,7 @@ class Detector:
             batch.original_sizes,
             self.names,
             category_ids=self.category_ids,
+            image_ids=[image_id],
             images=[pixels],
             paths=None if path is None else [path],
             score_threshold=score_threshold,
