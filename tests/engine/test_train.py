@@ -189,7 +189,7 @@ def test_resuming_with_other_classes_is_refused(
         f"data.train.annotations={tmp_path / 'train.json'}",
         f"data.val.annotations={tmp_path / 'val.json'}",
     )
-    with pytest.raises(ValueError, match=r"last\.pt was trained on 6 classes .* has 5"):
+    with pytest.raises(ValueError, match=r"last\.pt was trained on 5 classes .* has 4"):
         train(config)
 
 
@@ -208,7 +208,7 @@ def test_resuming_beyond_the_end_is_refused(compose_tiny, trained: Path, tmp_pat
 
 
 def test_a_wrong_number_of_classes_is_refused(compose_tiny, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"num_classes=7, but .* has 6"):
+    with pytest.raises(ValueError, match=r"num_classes=7, but .* has 5"):
         train(compose_tiny(f"run_dir={tmp_path}", "num_classes=7"))
 
 
