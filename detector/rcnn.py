@@ -74,6 +74,9 @@ class FasterRCNN(nn.Module):
     def detect(self, images: Tensor, image_sizes: Tensor) -> Detections:
         """Detections of a batch; call within ``torch.no_grad`` and after ``eval()``."""
         features = self.backbone(self.normalizer(images, image_sizes))
+        return self._detect(features, image_sizes)
+
+    def _detect(self, features: list[Tensor], image_sizes: Tensor) -> Detections:
         proposals = self.rpn.propose(features, image_sizes)
         return self.box_branch.detect(features, proposals, image_sizes)
 
@@ -97,12 +100,8 @@ class MaskRCNN(FasterRCNN):
         self.mask_branch = mask_branch
         _check_pooler("mask_branch", mask_branch, tuple(self.backbone.strides))
 
-    def detect(self, images: Tensor, image_sizes: Tensor) -> Detections:
-        """As :meth:`FasterRCNN.detect`, with the mask of each detection's class."""
-        features = self.backbone(self.normalizer(images, image_sizes))
-        proposals = self.rpn.propose(features, image_sizes)
-        detections = self.box_branch.detect(features, proposals, image_sizes)
-        return self.mask_branch.detect(features, detections)
+    def _detect(self, features: list[Tensor], image_sizes: Tensor) -> Detections:
+        return self.mask_branch.detect(features, super()._detect(features, image_sizes))
 
     def branches(self) -> list[nn.Module]:
         return [self.box_branch, self.mask_branch]
