@@ -9,9 +9,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from detector.cache import cache_directory
 from detector.data.coco_records import parse_dataset
 from detector.data.image_check import check_images
-from detector.data.index import AnnotationIndex, cache_directory
+from detector.data.index import AnnotationIndex
 from detector.data.problems import OnError, settle_problems
 
 # Part of the cache's key: raise it whenever reading the same file gives another index.

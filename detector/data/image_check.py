@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from detector.cache import cache_directory
 from detector.data.image_integrity import is_whole
-from detector.data.index import AnnotationIndex, cache_directory
+from detector.data.index import AnnotationIndex
 from detector.data.problems import Problem
 
 _logger = logging.getLogger(__name__)

@@ -196,12 +196,3 @@ def _map_array(path: Path) -> np.ndarray:
     array = np.load(path, mmap_mode="r") if path.stat().st_size > 4096 else np.load(path)
     # A plain view: indexing a np.memmap costs microseconds more per access.
     return array.view(np.ndarray)
-
-
-def cache_directory() -> Path:
-    """Where derived files are kept: ``$DETECTOR_CACHE``, else the user's cache folder."""
-    explicit = os.environ.get("DETECTOR_CACHE")
-    if explicit:
-        return Path(explicit)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "detector"

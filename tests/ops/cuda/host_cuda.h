@@ -1,0 +1,441 @@
+// CUDA's words in C++: runs a kernel on a machine without a GPU, one block after another.
+//
+// Every thread of a block is a fiber on the one thread of this process. A fiber runs until it
+// reaches a barrier or a warp operation, where it waits for the others. The order in which waiting
+// fibers go on is chosen by the launch (ascending, descending, shuffled): results that depend on it
+// betray a missing barrier or a race. What the hardware leaves undefined is made loud: shared
+// memory starts as NaN, and a block whose threads wait for different things is an error.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#define HOST_CUDA 1
+#define __global__
+#define __device__
+#define __host__
+#define __constant__
+#define __restrict__ __restrict
+#define __forceinline__ inline
+#define __noinline__
+#define __launch_bounds__(...)
+#define __align__(n) alignas(n)
+// Shared variables are gathered in one section, which is filled with NaN before each block.
+#define __shared__ static __attribute__((section("cuda_shared")))
+#define SHARED_BYTES(name) unsigned char* name = host_dynamic_shared
+
+using std::max;
+using std::min;
+
+struct dim3 {
+  unsigned x, y, z;
+};
+struct uint2 {
+  unsigned x, y;
+};
+struct float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline float2 make_float2(float x, float y) { return {x, y}; }
+
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+inline unsigned char* host_dynamic_shared;
+
+// ---------------------------------------------------------------------------------------------
+// Fibers
+
+namespace host {
+
+enum class Wait { none, block, warp, done };
+
+struct Fiber {
+  ucontext_t context;
+  std::vector<char> stack;
+  Wait wait;
+  unsigned mask;            // the lanes a warp operation waits for
+  unsigned long long value;  // what this lane brings to it
+};
+
+inline std::vector<Fiber> fibers;
+inline ucontext_t scheduler;
+inline unsigned current;
+inline void (*body)();
+// What each lane brought to the warp operation that was last released, by thread.
+inline std::vector<unsigned long long> brought;
+inline std::vector<unsigned> came;
+
+inline const char* failure;  // what the kernel did wrong; the launch ends
+
+inline void yield(Wait wait) {
+  fibers[current].wait = wait;
+  unsigned self = current;
+  swapcontext(&fibers[self].context, &scheduler);
+}
+
+inline void fail(const char* what) {
+  failure = what;
+  yield(Wait::done);  // and never goes on
+}
+
+inline void entry() {
+  body();
+  fibers[current].wait = Wait::done;
+  swapcontext(&fibers[current].context, &scheduler);
+}
+
+inline uint64_t random_state;
+inline uint64_t next_random() {
+  random_state ^= random_state << 13;
+  random_state ^= random_state >> 7;
+  random_state ^= random_state << 17;
+  return random_state;
+}
+
+// Lets every fiber that waits for nothing run, then frees those whose company is complete.
+inline void run_block(unsigned num_threads, int order) {
+  if (fibers.size() < num_threads) fibers.resize(num_threads);
+  brought.assign(num_threads, 0);
+  came.assign(num_threads, 0);
+  for (unsigned i = 0; i < num_threads; ++i) {
+    Fiber& fiber = fibers[i];
+    fiber.stack.resize(128 * 1024);
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.data();
+    fiber.context.uc_stack.ss_size = fiber.stack.size();
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, entry, 0);
+    fiber.wait = Wait::none;
+  }
+  std::vector<unsigned> ready(num_threads);
+  for (unsigned i = 0; i < num_threads; ++i) ready[i] = i;
+  while (!ready.empty()) {
+    if (order == 1) std::reverse(ready.begin(), ready.end());
+    if (order == 2)
+      for (unsigned i = ready.size(); i > 1; --i) std::swap(ready[i - 1], ready[next_random() % i]);
+    for (unsigned i : ready) {
+      current = i;
+      threadIdx = {i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y)};
+      swapcontext(&scheduler, &fibers[i].context);
+      if (failure) return;
+    }
+    ready.clear();
+    unsigned done = 0, at_barrier = 0;
+    for (unsigned i = 0; i < num_threads; ++i) {
+      done += fibers[i].wait == Wait::done;
+      at_barrier += fibers[i].wait == Wait::block;
+    }
+    if (done == num_threads) return;
+    if (at_barrier && at_barrier + done == num_threads) {
+      if (done) failure = "__syncthreads() was not reached by every thread of the block";
+      if (failure) return;
+      for (unsigned i = 0; i < num_threads; ++i) {
+        fibers[i].wait = Wait::none;
+        ready.push_back(i);
+      }
+      continue;
+    }
+    for (unsigned base = 0; base < num_threads; base += 32) {
+      for (unsigned lane = 0; lane < 32 && base + lane < num_threads; ++lane) {
+        Fiber& fiber = fibers[base + lane];
+        if (fiber.wait != Wait::warp) continue;
+        unsigned mask = fiber.mask, arrived = 0, real = 0;
+        for (unsigned other = 0; other < 32 && base + other < num_threads; ++other) {
+          real |= 1u << other;
+          if (fibers[base + other].wait == Wait::warp && fibers[base + other].mask == mask)
+            arrived |= 1u << other;
+        }
+        if ((arrived & mask) != (mask & real)) continue;
+        for (unsigned other = 0; other < 32 && base + other < num_threads; ++other)
+          if (mask >> other & 1) {
+            brought[base + other] = fibers[base + other].value;
+            came[base + other] = mask & real;
+            fibers[base + other].wait = Wait::none;
+            ready.push_back(base + other);
+          }
+      }
+    }
+    if (ready.empty()) failure = "the threads of a block wait for each other at different places";
+  }
+}
+
+template <class T>
+unsigned long long pack(T value) {
+  static_assert(sizeof(T) <= 8 && std::is_trivially_copyable<T>::value, "");
+  unsigned long long bits = 0;
+  memcpy(&bits, &value, sizeof(T));
+  return bits;
+}
+
+template <class T>
+T unpack(unsigned long long bits) {
+  T value;
+  memcpy(&value, &bits, sizeof(T));
+  return value;
+}
+
+// Meet the other lanes of `mask`, each bringing `value`. The values stay readable until this
+// thread's warp meets again, which it cannot before this thread takes part.
+inline void meet(unsigned mask, unsigned long long value) {
+  if (!(mask >> (current % 32) & 1)) fail("a lane outside the mask takes part in a warp operation");
+  fibers[current].mask = mask;
+  fibers[current].value = value;
+  yield(Wait::warp);
+}
+
+inline unsigned warp_base() { return current / 32 * 32; }
+
+}  // namespace host
+
+inline void __syncthreads() { host::yield(host::Wait::block); }
+inline int __syncthreads_or(int predicate);
+inline int __syncthreads_count(int predicate) {
+  static int count;
+  __syncthreads();
+  count = 0;
+  __syncthreads();
+  count += predicate != 0;
+  __syncthreads();
+  int result = count;
+  __syncthreads();
+  return result;
+}
+inline int __syncthreads_or(int predicate) { return __syncthreads_count(predicate) != 0; }
+inline void __syncwarp(unsigned mask = 0xffffffffu) { host::meet(mask, 0); }
+
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+  unsigned self = host::current;
+  host::meet(mask, predicate != 0);
+  unsigned result = 0;
+  for (unsigned lane = 0; lane < 32; ++lane)
+    if (host::came[self] >> lane & 1)
+      result |= static_cast<unsigned>(host::brought[host::warp_base() + lane]) << lane;
+  return result;
+}
+inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
+inline int __all_sync(unsigned mask, int predicate) { return !__ballot_sync(mask, !predicate); }
+
+// The value of a lane that took part; of another lane, this thread's own (CUDA: undefined).
+template <class T>
+T host_lane_value(T own, unsigned lane) {
+  bool there = lane < 32 && host::came[host::current] >> lane & 1;
+  return there ? host::unpack<T>(host::brought[host::warp_base() + lane]) : own;
+}
+template <class T>
+T __shfl_sync(unsigned mask, T value, int lane, int width = 32) {
+  host::meet(mask, host::pack(value));
+  unsigned self = host::current % 32;
+  return host_lane_value(value, (self & ~(width - 1)) | (lane & (width - 1)));
+}
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32) {
+  host::meet(mask, host::pack(value));
+  unsigned self = host::current % 32, inside = self & (width - 1);
+  return inside >= delta ? host_lane_value(value, self - delta) : value;
+}
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32) {
+  host::meet(mask, host::pack(value));
+  unsigned self = host::current % 32, inside = self & (width - 1);
+  return inside + delta < static_cast<unsigned>(width) ? host_lane_value(value, self + delta)
+                                                       : value;
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32) {
+  host::meet(mask, host::pack(value));
+  (void)width;
+  return host_lane_value(value, (host::current % 32) ^ bits);
+}
+inline unsigned __activemask() { host::fail("__activemask() says nothing reliable"); return 0; }
+
+// ---------------------------------------------------------------------------------------------
+// Atomics: one fiber runs at a time, so the plain operation is atomic.
+
+template <class T>
+T atomicAdd(T* address, typename std::common_type<T>::type value) {
+  T before = *address;
+  *address = before + value;
+  return before;
+}
+template <class T>
+T atomicMax(T* address, typename std::common_type<T>::type value) {
+  T before = *address;
+  *address = std::max(before, value);
+  return before;
+}
+template <class T>
+T atomicMin(T* address, typename std::common_type<T>::type value) {
+  T before = *address;
+  *address = std::min(before, value);
+  return before;
+}
+template <class T>
+T atomicOr(T* address, typename std::common_type<T>::type value) {
+  T before = *address;
+  *address = before | value;
+  return before;
+}
+template <class T>
+T atomicAnd(T* address, typename std::common_type<T>::type value) {
+  T before = *address;
+  *address = before & value;
+  return before;
+}
+template <class T>
+T atomicXor(T* address, typename std::common_type<T>::type value) {
+  T before = *address;
+  *address = before ^ value;
+  return before;
+}
+template <class T>
+T atomicExch(T* address, typename std::common_type<T>::type value) {
+  T before = *address;
+  *address = value;
+  return before;
+}
+template <class T>
+T atomicCAS(T* address, typename std::common_type<T>::type compare,
+            typename std::common_type<T>::type value) {
+  T before = *address;
+  if (before == compare) *address = value;
+  return before;
+}
+inline void __threadfence() {}
+inline void __threadfence_block() {}
+
+// ---------------------------------------------------------------------------------------------
+// Arithmetic (compiled with -ffp-contract=off, so that what must not be contracted is not)
+
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+inline float __fsqrt_rn(float a) { return sqrtf(a); }
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline double __dadd_rn(double a, double b) { return a + b; }
+inline double __ddiv_rn(double a, double b) { return a / b; }
+inline int __float2int_rn(float a) { return static_cast<int>(nearbyintf(a)); }
+inline int __float2int_rd(float a) { return static_cast<int>(floorf(a)); }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
+inline int __ffs(unsigned x) { return __builtin_ffs(x); }
+inline int __ffsll(unsigned long long x) { return __builtin_ffsll(x); }
+inline int __clz(unsigned x) { return x ? __builtin_clz(x) : 32; }
+inline int __clzll(unsigned long long x) { return x ? __builtin_clzll(x) : 64; }
+inline unsigned __brev(unsigned x) {
+  unsigned result = 0;
+  for (int i = 0; i < 32; ++i) result |= (x >> i & 1) << (31 - i);
+  return result;
+}
+inline float __uint_as_float(unsigned x) { return host::unpack<float>(x); }
+inline unsigned __float_as_uint(float x) { return static_cast<unsigned>(host::pack(x)); }
+inline float __int_as_float(int x) { return host::unpack<float>(static_cast<unsigned>(x)); }
+inline int __float_as_int(float x) { return static_cast<int>(host::pack(x)); }
+template <class T>
+T __ldg(const T* address) {
+  return *address;
+}
+
+inline float host_half_to_float(unsigned short bits) {
+  _Float16 value;
+  memcpy(&value, &bits, 2);
+  return static_cast<float>(value);
+}
+inline unsigned short host_float_to_half(float value) {
+  _Float16 half = static_cast<_Float16>(value);
+  unsigned short bits;
+  memcpy(&bits, &half, 2);
+  return bits;
+}
+
+// ---------------------------------------------------------------------------------------------
+// Launching
+
+extern "C" {
+extern unsigned char __start_cuda_shared[] __attribute__((weak));
+extern unsigned char __stop_cuda_shared[] __attribute__((weak));
+}
+
+namespace host {
+
+template <class T>
+constexpr char kind_of() {
+  if (std::is_pointer<T>::value) return 'p';
+  if (std::is_same<T, long long>::value) return 'i';
+  if (std::is_same<T, float>::value) return 'f';
+  return '?';
+}
+
+template <class T>
+T argument(const unsigned long long* values, size_t index) {
+  T value;
+  memcpy(&value, &values[index], sizeof(T));
+  return value;
+}
+
+template <class... Args, size_t... Index>
+void launch(void (*kernel)(Args...), const unsigned* grid, unsigned block, unsigned shared_bytes,
+           const char* kinds, const unsigned long long* values, int order, uint64_t seed,
+           std::index_sequence<Index...>) {
+  const char expected[] = {kind_of<Args>()..., 0};
+  if (strcmp(expected, kinds) != 0) {
+    static char message[256];
+    snprintf(message, sizeof(message), "takes (%s) but was launched with (%s)", expected, kinds);
+    failure = message;
+    return;
+  }
+  static void (*the_kernel)(Args...);
+  static std::tuple<Args...> arguments;
+  the_kernel = kernel;
+  arguments = std::tuple<Args...>(argument<Args>(values, Index)...);
+  body = [] { std::apply(the_kernel, arguments); };
+  random_state = seed * 2 + 1;
+  gridDim = {grid[0], grid[1], grid[2]};
+  blockDim = {block, 1, 1};
+  std::vector<unsigned char> dynamic(shared_bytes + 64);
+  unsigned char* aligned = dynamic.data() + 16 - reinterpret_cast<uintptr_t>(dynamic.data()) % 16;
+  host_dynamic_shared = aligned;
+  const size_t num_blocks = size_t(grid[0]) * grid[1] * grid[2];
+  const uint64_t guard = 0x5ca1ab1e5ca1ab1eull;
+  for (size_t step = 0; step < num_blocks; ++step) {
+    // Blocks may run in any order too.
+    size_t i = order == 0 ? step : num_blocks - 1 - step;
+    blockIdx = {unsigned(i % grid[0]), unsigned(i / grid[0] % grid[1]),
+                unsigned(i / grid[0] / grid[1])};
+    memset(aligned, 0xff, shared_bytes);
+    memcpy(aligned + shared_bytes, &guard, 8);
+    if (__start_cuda_shared)
+      memset(__start_cuda_shared, 0xff, __stop_cuda_shared - __start_cuda_shared);
+    run_block(block, order);
+    if (memcmp(aligned + shared_bytes, &guard, 8) != 0) failure = "wrote past its shared memory";
+    if (failure) return;
+  }
+}
+
+// Nothing, or what went wrong.
+template <class... Args>
+const char* launch(void (*kernel)(Args...), const unsigned* grid, unsigned block, unsigned shared_bytes,
+           const char* kinds, const unsigned long long* values, int order, uint64_t seed) {
+  failure = nullptr;
+  launch(kernel, grid, block, shared_bytes, kinds, values, order, seed,
+         std::index_sequence_for<Args...>());
+  return failure;
+}
+
+}  // namespace host
