@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import detector.data.coco as coco
-from detector.data.index import AnnotationIndex, cache_directory
+from detector.cache import cache_directory
+from detector.data.index import AnnotationIndex
 
 
 def arrays(index: AnnotationIndex) -> dict[str, np.ndarray]:

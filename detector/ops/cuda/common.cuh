@@ -34,7 +34,7 @@ __device__ __forceinline__ float widen(BFloat16 value) {
 }
 __device__ __forceinline__ float widen(Half value) {
 #ifdef HOST_CUDA
-  return host_half_widen(value.bits);
+  return host_half_to_float(value.bits);
 #else
   float result;
   asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value.bits));
