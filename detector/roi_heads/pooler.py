@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from detector.ops.roi_align import assign_levels, multiscale_roi_align
+from detector.ops.multiscale_roi_align import assign_levels, multiscale_roi_align
 
 
 class RoIAlignPooler(nn.Module):
@@ -17,7 +17,7 @@ class RoIAlignPooler(nn.Module):
         strides: of the levels to pool from, finest first; the pyramid may have more (P6 is for the
             RPN alone).
         sampling_ratio: samples per cell and axis.
-        aligned: see :func:`detector.ops.roi_align.multiscale_roi_align`.
+        aligned: see :func:`detector.ops.multiscale_roi_align.multiscale_roi_align`.
         canonical_size: size of the box, in pixels, that is pooled from ``canonical_level``.
         canonical_level: its level by the paper's name (4 for P4).
     """

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
-from detector.ops.roi_align import assign_levels, multiscale_roi_align
+from detector.ops.multiscale_roi_align import assign_levels, multiscale_roi_align
 
 STRIDES = [4, 8, 16]
 
