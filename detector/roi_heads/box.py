@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detector.ops.boxes import encode_boxes
+from detector.ops.boxes import encode_boxes, gather_boxes
 from detector.ops.slots import put_slots, slots_to_compute, take_slots
 from detector.roi_heads.detections import DetectionLayer
 from detector.roi_heads.pooler import RoIAlignPooler
@@ -117,7 +117,7 @@ class BoxBranch(nn.Module):
         count = rois.valid.sum().clamp(min=1)
 
         classification = F.cross_entropy(logits, labels, reduction="none")
-        gt_boxes = targets.boxes.gather(1, rois.matched_gt[..., None].expand(-1, -1, 4))
+        gt_boxes = gather_boxes(targets.boxes, rois.matched_gt)
         goal = encode_boxes(
             take_slots(gt_boxes, rows), take_slots(rois.boxes, rows), self.delta_weights
         )

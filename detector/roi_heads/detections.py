@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from detector.ops.boxes import clip_boxes, decode_boxes
+from detector.ops.boxes import clip_boxes, decode_boxes, gather_boxes
 from detector.ops.nms import nms_slots
 from detector.structures import Detections, Proposals
 
@@ -61,8 +61,8 @@ class DetectionLayer(nn.Module):
         proposal, label = index // num_classes, index % num_classes
         delta_row = proposal * deltas.shape[2] + label.clamp(max=deltas.shape[2] - 1)
         boxes = decode_boxes(
-            deltas.flatten(1, 2).gather(1, delta_row[..., None].expand(-1, -1, 4)),
-            proposals.boxes.gather(1, proposal[..., None].expand(-1, -1, 4)),
+            gather_boxes(deltas.flatten(1, 2), delta_row),
+            gather_boxes(proposals.boxes, proposal),
             delta_weights,
         )
         boxes = clip_boxes(boxes, image_sizes)
@@ -72,7 +72,7 @@ class DetectionLayer(nn.Module):
         count = min(self.max_detections, top.shape[1])
         top, index = top.masked_fill(~keep, -1.0).topk(count, dim=1)
         valid = keep.gather(1, index)
-        boxes = boxes.gather(1, index[..., None].expand(-1, -1, 4))
+        boxes = gather_boxes(boxes, index)
         return Detections(
             boxes=boxes.masked_fill(~valid[..., None], 0.0),
             scores=top.masked_fill(~valid, 0.0),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from detector.ops.boxes import gather_boxes
 from detector.ops.matching import IGNORED, match_boxes
 from detector.ops.sampling import check_sampling, sample_labels
 from detector.structures import Proposals, SampledRoIs, Targets
@@ -62,14 +63,10 @@ class RoISampler(nn.Module):
         matched = matched.gather(1, index)
         classes = targets.labels.gather(1, matched).masked_fill(~foreground, self.num_classes)
         return SampledRoIs(
-            boxes=_take(boxes, index).masked_fill(~valid[..., None], 0.0),
+            boxes=gather_boxes(boxes, index).masked_fill(~valid[..., None], 0.0),
             labels=classes,
             matched_gt=matched,
             valid=valid,
             foreground=foreground,
             num_foreground=int(self.num_samples * self.positive_fraction),
         )
-
-
-def _take(boxes: Tensor, index: Tensor) -> Tensor:
-    return boxes.gather(1, index[..., None].expand(-1, -1, 4))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from detector.ops.boxes import clip_boxes, decode_boxes
+from detector.ops.boxes import clip_boxes, decode_boxes, gather_boxes
 from detector.ops.nms import nms_slots
 from detector.structures import Proposals
 
@@ -55,7 +55,7 @@ class ProposalLayer(nn.Module):
             count = min(self.pre_nms_top_n, level_logits.shape[1])
             top, index = level_logits.topk(count, dim=1)
             scores.append(top)
-            chosen = level_deltas.gather(1, index[..., None].expand(-1, -1, 4))
+            chosen = gather_boxes(level_deltas, index)
             boxes.append(decode_boxes(chosen, level_anchors[index]))
             levels.append(torch.full_like(index, level))
         scores, boxes, levels = torch.cat(scores, 1), torch.cat(boxes, 1), torch.cat(levels, 1)
@@ -70,7 +70,7 @@ class ProposalLayer(nn.Module):
         count = min(self.post_nms_top_n, scores.shape[1])
         top, index = scores.masked_fill(~keep, -torch.inf).topk(count, dim=1)
         valid = keep.gather(1, index)
-        boxes = boxes.gather(1, index[..., None].expand(-1, -1, 4))
+        boxes = gather_boxes(boxes, index)
         return Proposals(
             boxes=boxes.masked_fill(~valid[..., None], 0.0),
             scores=top.masked_fill(~valid, 0.0),

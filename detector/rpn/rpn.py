@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detector.ops.boxes import encode_boxes
+from detector.ops.boxes import encode_boxes, gather_boxes
 from detector.ops.matching import IGNORED, match_boxes
 from detector.ops.sampling import check_sampling, sample_labels
 from detector.rpn.anchors import AnchorGenerator
@@ -119,14 +119,13 @@ class RPN(nn.Module):
         labels = labels.masked_fill(outside, IGNORED)
         index, positive, valid = sample_labels(labels, self.num_samples, self.positive_fraction)
 
-        gather4 = index[..., None].expand(-1, -1, 4)
-        gt_index = matched.gather(1, index)[..., None].expand(-1, -1, 4)
-        goal = encode_boxes(targets.boxes.gather(1, gt_index), anchors[index])
+        gt_boxes = gather_boxes(targets.boxes, matched.gather(1, index))
+        goal = encode_boxes(gt_boxes, anchors[index])
         objectness = F.binary_cross_entropy_with_logits(
             logits.gather(1, index), positive.to(logits.dtype), reduction="none"
         )
         box = F.smooth_l1_loss(
-            deltas.gather(1, gather4), goal, reduction="none", beta=self.smooth_l1_beta
+            gather_boxes(deltas, index), goal, reduction="none", beta=self.smooth_l1_beta
         ).sum(-1)
         count = valid.sum().clamp(min=1)
         return {

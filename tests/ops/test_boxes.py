@@ -10,10 +10,19 @@ from detector.ops.boxes import (
     box_area,
     box_intersection,
     box_iou,
+    ciou,
     clip_boxes,
+    complete_box_iou,
     decode_boxes,
+    diou,
+    distance_box_iou,
     encode_boxes,
+    gather_boxes,
+    generalized_box_iou,
+    giou,
 )
+
+MEASURES = (giou, diou, ciou)
 
 
 def random_boxes(*shape: int, extent: float = 100.0, seed: int = 0) -> torch.Tensor:
@@ -157,3 +166,132 @@ def test_box_operations_compile_as_one_graph():
     torch.testing.assert_close(
         compiled(boxes, reference, sizes), round_trip(boxes, reference, sizes)
     )
+
+
+def random_pairs(num: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Float64 boxes of which some overlap, some lie apart and some enclose each other."""
+    pair = random_boxes(2, num, seed=seed).double()
+    pair[1, ::4] = pair[0, ::4] + torch.tensor([0.8, 0.6, -0.7, -0.5])
+    return pair[0], pair[1]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (generalized_box_iou, torchvision.ops.generalized_box_iou),
+        (distance_box_iou, torchvision.ops.distance_box_iou),
+        (complete_box_iou, torchvision.ops.complete_box_iou),
+    ],
+)
+def test_overlaps_of_every_pair_equal_torchvision(ours, theirs):
+    boxes, others = random_boxes(3, 20, seed=1).double(), random_boxes(3, 7, seed=2).double()
+    expected = torch.stack([theirs(*pair) for pair in zip(boxes, others, strict=True)])
+    # torchvision adds 1e-7 to its denominators.
+    torch.testing.assert_close(ours(boxes, others), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(ours(boxes[0], others)[2], ours(boxes[0], others[2]))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (giou, torchvision.ops.generalized_box_iou_loss),
+        (diou, torchvision.ops.distance_box_iou_loss),
+        (ciou, torchvision.ops.complete_box_iou_loss),
+    ],
+)
+def test_losses_and_their_gradients_equal_torchvision(ours, theirs):
+    boxes, target = random_pairs(40)
+    ours_in, theirs_in = boxes.clone().requires_grad_(), boxes.clone().requires_grad_()
+    loss, expected = 1 - ours(ours_in, target), theirs(theirs_in, target)
+    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=0)
+    loss.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(ours_in.grad, theirs_in.grad, atol=1e-7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("measure", [giou, diou])
+def test_gradients_of_overlaps_are_those_of_their_values(measure):
+    boxes, target = (x.requires_grad_() for x in random_pairs(12, seed=3))
+    assert torch.autograd.gradcheck(measure, (boxes, target))
+
+
+def test_gradient_of_ciou_holds_the_trade_off_constant():
+    boxes, target = random_pairs(12, seed=3)
+
+    def aspect(boxes: torch.Tensor) -> torch.Tensor:
+        angle_a, angle_b = (
+            torch.atan((x[:, 2] - x[:, 0]) / (x[:, 3] - x[:, 1])) for x in (boxes, target)
+        )
+        return 4 / torch.pi**2 * (angle_b - angle_a) ** 2
+
+    iou = box_iou(boxes, target).diagonal()
+    alpha = aspect(boxes) / (1 - iou + aspect(boxes))  # Zheng et al. 2020, eq. 11
+    torch.testing.assert_close(ciou(boxes, target), diou(boxes, target) - alpha * aspect(boxes))
+    theirs, ours = boxes.clone().requires_grad_(), boxes.clone().requires_grad_()
+    (diou(theirs, target) - alpha * aspect(theirs)).sum().backward()
+    ciou(ours, target).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_overlaps_by_hand():
+    """A 2x2 box beside one of 2x1, 2 apart: hull 6x2 = 12, union 6, centres (4, .5) apart."""
+    boxes, target = torch.tensor([0.0, 0, 2, 2]), torch.tensor([4.0, 0, 6, 1])
+    torch.testing.assert_close(giou(boxes, target), torch.tensor(-(12 - 6) / 12))
+    distance = (4**2 + 0.5**2) / (6**2 + 2**2)
+    torch.testing.assert_close(diou(boxes, target), torch.tensor(-distance))
+    v = 4 / torch.pi**2 * (torch.tensor(2.0).atan() - torch.tensor(1.0).atan()) ** 2
+    torch.testing.assert_close(ciou(boxes, target), -distance - v / (1 + v) * v)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_overlap_of_a_box_with_itself_is_one(measure):
+    boxes = random_boxes(20)
+    torch.testing.assert_close(measure(boxes, boxes), torch.ones(20))
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_overlaps_of_degenerate_boxes_are_finite(measure):
+    boxes = torch.tensor(
+        [
+            [0.0, 0, 0, 0],
+            [5, 5, 5, 9],
+            [2, 3, 7, 3],
+            [8, 8, 2, 2],
+            [0, 0, 10, 10],
+            [0, 0, 1e-30, 1e-25],
+            [0, 0, 1e4, 1e-38],
+            [-1e6, -1e6, 1e6, 1e6],
+        ]
+    )
+    pairs = torch.cartesian_prod(torch.arange(8), torch.arange(8)).T
+    first, second = (boxes[index].requires_grad_() for index in pairs)
+    value = measure(first, second)
+    assert value.isfinite().all()
+    assert (value <= 1 + 1e-6).all()
+    gradients = torch.autograd.grad(value.sum(), (first, second))
+    # Slivers of 1e-30 pixels rightly have gradients beyond float32; the others do not.
+    ordinary = ((pairs != 5) & (pairs != 6)).all(0)
+    for gradient in gradients:
+        assert gradient[ordinary].isfinite().all()
+        assert not gradient.isnan().any()
+
+
+def test_half_precision_boxes_have_their_overlap_in_float32():
+    boxes = torch.tensor([[0.0, 0, 1024, 1024]])
+    target = torch.tensor([[0.0, 0, 1024, 512]])
+    for measure in MEASURES:  # areas of a million overflow float16
+        torch.testing.assert_close(measure(boxes.half(), target.half()), measure(boxes, target))
+
+
+def test_gathered_boxes_are_those_of_the_index():
+    boxes, index = random_boxes(2, 9), torch.tensor([[8, 0, 0], [3, 3, 1]])
+    expected = torch.stack([boxes[image][index[image]] for image in range(2)])
+    assert gather_boxes(boxes, index).equal(expected)
+    assert gather_boxes(boxes, index[:, :0]).shape == (2, 0, 4)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_overlaps_compile_as_one_graph(measure):
+    boxes, target = random_pairs(9)
+    compiled = torch.compile(measure, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(boxes, target), measure(boxes, target))
