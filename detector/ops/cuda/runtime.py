@@ -21,12 +21,15 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from detector.cache import cache_directory
+
+if TYPE_CHECKING:
+    from cuda.core import ObjectCode
 
 SOURCES = Path(__file__).parent
 
@@ -51,7 +54,7 @@ class Kernel:
 
     Attributes:
         source: file name in this package, ``"roi_pool.cu"``.
-        name: of the ``extern "C"`` function.
+        name: of the ``extern "C"`` function; all functions of a source are compiled together.
         macros: what specialises it, such as ``(("SCALAR", "float"), ("POOLED", "7"))``.
     """
 
@@ -62,6 +65,11 @@ class Kernel:
     @staticmethod
     def of(source: str, name: str, **macros: object) -> Kernel:
         return Kernel(source, name, tuple((key, str(value)) for key, value in macros.items()))
+
+    @property
+    def module(self) -> tuple[str, tuple[tuple[str, str], ...]]:
+        """What is compiled: the kernels of one source under the same macros."""
+        return self.source, self.macros
 
 
 class Backend(Protocol):
@@ -154,14 +162,17 @@ _INCLUDE = re.compile(r'^#include "([\w.]+)"$', re.MULTILINE)
 @functools.cache
 def read_source(name: str) -> str:
     """A source file with its includes pasted in, so that one text is all there is to compile."""
+    return _pasted(name, set())
+
+
+def _pasted(name: str, seen: set[str]) -> str:
     text = (SOURCES / name).read_text(encoding="utf-8").replace("#pragma once\n", "")
-    seen: set[str] = set()
 
     def paste(match: re.Match[str]) -> str:
         if match[1] in seen:
             return ""
         seen.add(match[1])
-        return f"// {match[1]}\n{read_source(match[1])}"
+        return f"// {match[1]}\n{_pasted(match[1], seen)}"
 
     return _INCLUDE.sub(paste, text)
 
@@ -171,9 +182,9 @@ def read_source(name: str) -> str:
 
 
 def compile_kernel(kernel: Kernel, architecture: str) -> tuple[bytes, str]:
-    """Machine code of ``kernel`` for an architecture such as ``"sm_90"``, and ptxas's report.
+    """Machine code for an architecture such as ``"sm_90"``, and ptxas's report.
 
-    Needs neither a GPU nor a driver.
+    Holds every kernel of the source under these macros. Needs neither a GPU nor a driver.
 
     Raises:
         KernelsUnavailable: ``cuda-core`` is missing or NVRTC refuses, with its log.
@@ -187,7 +198,7 @@ def compile_kernel(kernel: Kernel, architecture: str) -> tuple[bytes, str]:
         options = ProgramOptions(
             arch=architecture,
             std="c++17",
-            define_macro=[tuple(macro) for macro in kernel.macros],
+            define_macro=list(kernel.macros) or None,  # it refuses an empty list
             ptxas_options=["-v"],
             name=kernel.source,
         )
@@ -220,8 +231,9 @@ def cached_code(
         The code, and the file it is now in (``None`` if it could not be kept).
     """
     version = compiler_version if compiler_version is not None else _compiler_version()
-    made_from = repr((read_source(kernel.source), kernel, architecture, version))
-    name = f"{kernel.name}-{architecture}-{hashlib.sha256(made_from.encode()).hexdigest()[:32]}"
+    made_from = repr((read_source(kernel.source), kernel.module, architecture, version))
+    digest = hashlib.sha256(made_from.encode()).hexdigest()
+    name = f"{Path(kernel.source).stem}-{architecture}-{digest[:32]}"
     try:
         path = cache_directory() / "kernels" / f"{name}.cubin"
         kept = path.read_bytes()
@@ -255,6 +267,7 @@ class CudaBackend:
     """Launches on the current stream of the device the arguments lie on."""
 
     def __init__(self) -> None:
+        self._modules: dict[tuple[object, int], ObjectCode] = {}
         self._loaded: dict[tuple[Kernel, int], object] = {}
         self._streams: dict[tuple[int, int], object] = {}
 
@@ -282,9 +295,12 @@ class CudaBackend:
                 from cuda.core import Device, ObjectCode
 
                 Device(device.index).set_current()  # the primary context, which PyTorch uses too
-                major, minor = torch.cuda.get_device_capability(device)
-                code, _ = cached_code(kernel, f"sm_{major}{minor}")
-                self._loaded[key] = ObjectCode.from_cubin(code).get_kernel(kernel.name)
+                module_key = (kernel.module, device.index)
+                if module_key not in self._modules:
+                    major, minor = torch.cuda.get_device_capability(device)
+                    code, _ = cached_code(kernel, f"sm_{major}{minor}")
+                    self._modules[module_key] = ObjectCode.from_cubin(code)
+                self._loaded[key] = self._modules[module_key].get_kernel(kernel.name)
             except KernelsUnavailable:
                 raise
             except Exception as error:
