@@ -89,15 +89,19 @@ struct alignas(sizeof(T) * N) Vector {
 
 __device__ __forceinline__ float exact_mul(float a, float b) { return __fmul_rn(a, b); }
 __device__ __forceinline__ float exact_add(float a, float b) { return __fadd_rn(a, b); }
+__device__ __forceinline__ double exact_mul(double a, double b) { return __dmul_rn(a, b); }
+__device__ __forceinline__ double exact_add(double a, double b) { return __dadd_rn(a, b); }
 __device__ __forceinline__ float exact_sub(float a, float b) { return __fadd_rn(a, -b); }
 __device__ __forceinline__ float exact_div(float a, float b) { return __fdiv_rn(a, b); }
 
-// Area of the box (x1, y1, x2, y2); inverted boxes count as empty.
+// Area of the box (x1, y1, x2, y2); inverted boxes count as empty, a NaN stays (fmaxf drops it).
 __device__ __forceinline__ float exact_area(const float* box) {
-  return exact_mul(fmaxf(exact_sub(box[2], box[0]), 0.f), fmaxf(exact_sub(box[3], box[1]), 0.f));
+  float width = exact_sub(box[2], box[0]), height = exact_sub(box[3], box[1]);
+  return exact_mul(width < 0.f ? 0.f : width, height < 0.f ? 0.f : height);
 }
 
-// Intersection over union with the bits of `detector.ops.boxes.box_iou`; 0 where both are empty.
+// Intersection over union with the bits of `detector.ops.boxes.box_iou`; 0 where both are empty,
+// or where a box holds a NaN and with it its area.
 __device__ __forceinline__ float exact_iou(const float* a, float area_a, const float* b,
                                            float area_b) {
   float width = fmaxf(exact_sub(fminf(a[2], b[2]), fmaxf(a[0], b[0])), 0.f);

@@ -258,8 +258,9 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32) {
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32) {
   host::meet(mask, host::pack(value));
-  (void)width;
-  return host_lane_value(value, (host::current % 32) ^ bits);
+  // A group of `width` lanes may read the groups before it, not those after it.
+  unsigned self = host::current % 32, source = self ^ bits;
+  return source <= (self | (width - 1)) ? host_lane_value(value, source) : value;
 }
 inline unsigned __activemask() { host::fail("__activemask() says nothing reliable"); return 0; }
 
@@ -352,17 +353,34 @@ T __ldg(const T* address) {
   return *address;
 }
 
+#if defined(__FLT16_MANT_DIG__) && !defined(HOST_SOFT_HALF)
 inline float host_half_to_float(unsigned short bits) {
-  _Float16 value;
-  memcpy(&value, &bits, 2);
-  return static_cast<float>(value);
+  return static_cast<float>(host::unpack<_Float16>(bits));
 }
 inline unsigned short host_float_to_half(float value) {
-  _Float16 half = static_cast<_Float16>(value);
-  unsigned short bits;
-  memcpy(&bits, &half, 2);
-  return bits;
+  return static_cast<unsigned short>(host::pack(static_cast<_Float16>(value)));
 }
+#else  // a compiler without 16-bit floats
+inline float host_half_to_float(unsigned short bits) {
+  unsigned exponent = bits >> 10 & 31, mantissa = bits & 0x3ff;
+  float size = exponent == 31  ? __uint_as_float(0x7f800000u | mantissa << 13)
+               : exponent == 0 ? ldexpf(mantissa, -24)
+                               : ldexpf(mantissa | 0x400, static_cast<int>(exponent) - 25);
+  return bits >> 15 ? -size : size;
+}
+inline unsigned short host_float_to_half(float value) {
+  unsigned short sign = __float_as_uint(value) >> 16 & 0x8000;
+  float size = fabsf(value);
+  if (size != size) return sign | 0x7e00;
+  if (size >= 65520.f) return sign | 0x7c00;  // halfway to 2^16, and ties go to even
+  if (size < 6.103515625e-5f)                 // subnormal: counts steps of 2^-24
+    return sign | static_cast<unsigned short>(nearbyintf(ldexpf(size, 24)));
+  int exponent;
+  // In 2^10..2^11 the steps are ones; rounding up to 2^11 carries into the exponent.
+  float mantissa = nearbyintf(ldexpf(frexpf(size, &exponent), 11));
+  return sign | static_cast<unsigned short>((exponent + 13) * 1024 + static_cast<int>(mantissa));
+}
+#endif
 
 // ---------------------------------------------------------------------------------------------
 // Launching
