@@ -1,9 +1,11 @@
 """Non-maximum suppression against torchvision, and what fixed slots add to it."""
 
+import pytest
 import torch
 import torchvision
 
-from detector.ops.nms import nms_slots
+from detector.ops.nms import batched_nms, nms, nms_slots
+from detector.ops.reference import nms as reference
 
 
 def random_case(images: int, slots: int, groups: int, seed: int = 0):
@@ -41,6 +43,48 @@ def test_equals_torchvision_within_each_image_and_group():
         assert keep[image].nonzero()[:, 0].tolist() == filled[expected].sort().values.tolist()
         dropped += len(filled) - len(expected)
     assert dropped > 20, "the case should suppress something"
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.9])
+def test_equals_the_definition(threshold):
+    case = random_case(3, 90, 2, seed=6)
+    assert torch.equal(nms_slots(*case, threshold), reference.nms_slots(*case, threshold))
+
+
+def test_lists_equal_torchvision():
+    """Indices in the same order, with ties and NaN scores."""
+    boxes, scores, groups, _ = (x[0] for x in random_case(1, 300, 3, seed=7))
+    scores = (scores * 40).round() / 40
+    scores[[17, 200]] = torch.nan
+    for threshold in (0.0, 0.3, 0.6):
+        expected = torchvision.ops.nms(boxes, scores, threshold)
+        assert torch.equal(nms(boxes, scores, threshold), expected)
+        kept = batched_nms(boxes, scores, groups, threshold)
+        apart = torch.cat(
+            [
+                members[torchvision.ops.nms(boxes[members], scores[members], threshold)]
+                for members in (groups.eq(i).nonzero()[:, 0] for i in range(3))
+            ]
+        ).sort()[0]
+        order = scores[apart].argsort(descending=True, stable=True)
+        assert torch.equal(kept, apart[order])
+        assert 0 < len(expected) < len(kept) < 300
+    assert nms(torch.zeros(0, 4), torch.zeros(0), 0.5).tolist() == []
+
+
+def test_wrong_arguments_are_named():
+    boxes, scores, groups, valid = random_case(1, 4, 2)
+    for case, message in (
+        ((boxes[0], scores, groups, valid, 0.5), r"boxes \(4, 4\)"),
+        ((boxes, scores[:, :3], groups, valid, 0.5), r"scores \(1, 3\)"),
+        ((boxes, scores, groups.float(), valid, 0.5), "groups are torch.float32"),
+        ((boxes, scores, groups, valid.long(), 0.5), "valid is torch.int64"),
+        ((boxes, scores, groups, valid, 50), "iou_threshold=50"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            nms_slots(*case)
+    with pytest.raises(ValueError, match="boxes"):
+        nms(boxes, scores[0], 0.5)
 
 
 def test_empty_slots_neither_suppress_nor_stay():
