@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from detector.ops.cuda import runtime
+from detector.ops.cuda import sampled_pooling as kernels
 from detector.ops.reference import sampled_pooling as reference
 from detector.ops.rois import memory_format_of
 
@@ -72,7 +74,7 @@ def pool_samples(
         ``(0,)`` int32.
     """
     _check(features.shape, border, mode)
-    pooled, argmax = reference.pool_samples(
+    return _pool_by_reference(
         features,
         image_index,
         grid,
@@ -83,10 +85,17 @@ def pool_samples(
         border,
         mode,
     )
+
+
+def _pool_by_reference(features: Tensor, *rest) -> tuple[Tensor, Tensor]:
+    pooled, argmax = reference.pool_samples(features, *rest)
     layout = memory_format_of(features)
-    if mode == "max":
+    if argmax.dim() == 4:
         argmax = argmax.contiguous(memory_format=layout)
     return pooled.contiguous(memory_format=layout), argmax
+
+
+pool_samples.register_kernel("cuda")(runtime.or_else(kernels.pool_samples, _pool_by_reference))
 
 
 @pool_samples.register_fake
@@ -138,7 +147,7 @@ def pool_samples_backward(
         ``(B, C, H, W)`` in the dtype of ``grad``; sums are float32 for 16-bit gradients.
     """
     _check((batch, channels, height, width), border, mode)
-    result = reference.pool_samples_backward(
+    return _backward_by_reference(
         grad,
         argmax,
         image_index,
@@ -151,8 +160,19 @@ def pool_samples_backward(
         max_samples,
         border,
         mode,
+        channels_last,
     )
+
+
+def _backward_by_reference(*arguments) -> Tensor:
+    *rest, channels_last = arguments
+    result = reference.pool_samples_backward(*rest)
     return result.contiguous(memory_format=_layout(channels_last))
+
+
+pool_samples_backward.register_kernel("cuda")(
+    runtime.or_else(kernels.pool_samples_backward, _backward_by_reference)
+)
 
 
 @pool_samples_backward.register_fake
