@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from detector.ops.cuda import polygons as kernels
+from detector.ops.cuda import runtime
 from detector.structures import Polygons
 
 # Edges handled at once: bounds memory for a gt outlined by thousands of vertices.
@@ -20,7 +22,8 @@ def rasterize_polygons(
     """Masks of gts inside RoIs: cell centres with a non-zero winding number are inside.
 
     Scanline form: on the row of a cell centre every edge that crosses it adds +1 or -1 to the
-    cells right of the crossing; a cumulative sum along the row gives all winding numbers.
+    cells right of the crossing; a running sum along the row gives all winding numbers. The CPU
+    and the CUDA kernel give the same bits. No gradient.
 
     Args:
         polygons: the batch's masks.
@@ -30,28 +33,101 @@ def rasterize_polygons(
         mask_size: M.
 
     Returns:
-        ``(N, M, M)`` float32 of zeros and ones. RoIs of (next to) no area and gts without edges
-        give zeros.
+        ``(N, M, M)`` float32 of zeros and ones. RoIs of (next to) no area or with NaN or infinity
+        and gts without edges give zeros.
+
+    Raises:
+        ValueError: shapes or dtypes are not as above; on the CPU also an index without an image
+            or a gt slot, which gives zeros on CUDA.
     """
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or boxes.dtype != torch.float32:
+        raise ValueError(f"boxes must be (N, 4) float32, not {tuple(boxes.shape)} {boxes.dtype}")
+    for name, index in (("image_index", image_index), ("gt_index", gt_index)):
+        if index.shape != boxes.shape[:1] or index.dtype != torch.int64:
+            raise ValueError(
+                f"{name} must be ({len(boxes)},) int64, not {tuple(index.shape)} {index.dtype}"
+            )
+    if mask_size < 1:
+        raise ValueError(f"mask_size must be at least 1, not {mask_size}")
+    return torch.ops.detector.rasterize_polygons(
+        polygons.edges,
+        polygons.offsets,
+        boxes,
+        image_index,
+        gt_index,
+        polygons.max_edges,
+        mask_size,
+    )
+
+
+@torch.library.custom_op("detector::rasterize_polygons", mutates_args=(), device_types="cpu")
+def _rasterize_polygons(
+    edges: Tensor,
+    offsets: Tensor,
+    boxes: Tensor,
+    image_index: Tensor,
+    gt_index: Tensor,
+    max_edges: int,
+    mask_size: int,
+) -> Tensor:
+    num_images, num_gts = len(offsets), offsets.shape[1] - 1
+    for name, index, number in (
+        ("image_index", image_index, num_images),
+        ("gt_index", gt_index, num_gts),
+    ):
+        wrong = index[(index < 0) | (index >= number)]
+        if len(wrong):
+            raise ValueError(f"{name} must be in 0..{number - 1}, not {int(wrong[0])}")
+    return _by_scatter(edges, offsets, boxes, image_index, gt_index, max_edges, mask_size)
+
+
+@_rasterize_polygons.register_fake
+def _(
+    edges: Tensor,
+    offsets: Tensor,
+    boxes: Tensor,
+    image_index: Tensor,
+    gt_index: Tensor,
+    max_edges: int,
+    mask_size: int,
+) -> Tensor:
+    return boxes.new_empty(boxes.shape[0], mask_size, mask_size)
+
+
+def _by_scatter(
+    edges: Tensor,
+    offsets: Tensor,
+    boxes: Tensor,
+    image_index: Tensor,
+    gt_index: Tensor,
+    max_edges: int,
+    mask_size: int,
+) -> Tensor:
+    """All RoIs at once, in shapes that do not depend on how many edges each gt has."""
     num_rois = len(boxes)
-    first = polygons.offsets[image_index, gt_index]
-    last = polygons.offsets[image_index, gt_index + 1]
-    origin = boxes[:, None, :2]
+    if not num_rois or not edges.shape[1]:
+        return boxes.new_zeros(num_rois, mask_size, mask_size)
+    num_images, num_gts = len(offsets), offsets.shape[1] - 1
+    known = (image_index >= 0) & (image_index < num_images) & (gt_index >= 0) & (gt_index < num_gts)
+    image_index, gt_index = image_index * known, gt_index * known
+    first = offsets[image_index, gt_index]
+    last = offsets[image_index, gt_index + 1]
     cell = ((boxes[:, 2:] - boxes[:, :2]) / mask_size)[:, None]
-    filled = (cell > MIN_CELL).all(2, keepdim=True)
-    cell = torch.where(filled, cell, torch.ones_like(cell))
+    filled = ((cell > MIN_CELL) & cell.isfinite()).all(2, keepdim=True) & known[:, None, None]
+    cell = torch.where(filled, cell, 1.0)
+    origin = torch.where(filled, boxes[:, None, :2], 0.0)
     row_center = torch.arange(mask_size, device=boxes.device) + 0.5
 
     # One column more than cells: crossings right of the RoI land there and change nothing.
     crossings = boxes.new_zeros(num_rois, mask_size, mask_size + 1)
-    for start in range(0, polygons.max_edges, CHUNK):
-        count = min(CHUNK, polygons.max_edges - start)
+    for start in range(0, max_edges, CHUNK):
+        count = min(CHUNK, max_edges - start)
         slot = first[:, None] + start + torch.arange(count, device=boxes.device)
         used = (slot < last[:, None]) & filled[:, 0]
-        slot = slot.clamp(max=polygons.edges.shape[1] - 1)
-        edges = polygons.edges[image_index[:, None], slot]
-        x0, y0 = ((edges[..., :2] - origin) / cell).unbind(-1)
-        x1, y1 = ((edges[..., 2:] - origin) / cell).unbind(-1)
+        slot = slot.clamp(max=edges.shape[1] - 1)
+        chosen = edges[image_index[:, None], slot]
+        x0, y0 = ((chosen[..., :2] - origin) / cell).unbind(-1)
+        x1, y1 = ((chosen[..., 2:] - origin) / cell).unbind(-1)
 
         y0, y1 = y0[:, None], y1[:, None]
         center = row_center[:, None]
@@ -65,3 +141,8 @@ def rasterize_polygons(
         crossings.scatter_add_(2, column, direction)
     winding = crossings[:, :, :mask_size].cumsum(2)
     return (winding.round() != 0).to(boxes.dtype)
+
+
+_rasterize_polygons.register_kernel("cuda")(
+    runtime.or_else(kernels.rasterize_polygons, _by_scatter)
+)

@@ -7,30 +7,9 @@ from pycocotools import mask as coco_mask
 
 from detector.ops import polygons as polygons_module
 from detector.ops.polygons import rasterize_polygons
+from detector.ops.reference.polygons import rasterize_polygons as reference_rasterize_polygons
 from detector.structures import Polygons
-
-Ring = list[tuple[float, float]]
-
-
-def edges_of(rings: list[Ring]) -> list[tuple[float, float, float, float]]:
-    return [(*ring[i - 1], *ring[i]) for ring in rings for i in range(len(ring))]
-
-
-def pack(images: list[list[list[Ring]]], gt_slots: int | None = None, spare: int = 3) -> Polygons:
-    """Rings by image and gt, in the padded form of a batch, with ``spare`` unused edge slots."""
-    gt_slots = gt_slots or max(len(gts) for gts in images)
-    lists = [[edges_of(rings) for rings in gts] for gts in images]
-    total = max(sum(len(edges) for edges in gts) for gts in lists) + spare
-    edges = torch.zeros(len(images), total, 4)
-    offsets = torch.zeros(len(images), gt_slots + 1, dtype=torch.int64)
-    for image, gts in enumerate(lists):
-        flat = [edge for gt in gts for edge in gt]
-        if flat:
-            edges[image, : len(flat)] = torch.tensor(flat)
-        counts = [len(gt) for gt in gts] + [0] * (gt_slots - len(gts))
-        offsets[image, 1:] = torch.tensor(counts).cumsum(0)
-    longest = max((len(gt) for gts in lists for gt in gts), default=0)
-    return Polygons(edges, offsets, max_edges=longest + spare)
+from tests.ops.cases_masks import SHAPES, Ring, circle, edges_of, pack, random_scene
 
 
 def winding_numbers(rings: list[Ring], box: tuple, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -68,38 +47,6 @@ def rasterize(rings: list[Ring], box: tuple, size: int = 28) -> np.ndarray:
     return masks[0].numpy() > 0
 
 
-def circle(x: float, y: float, radius: float, vertices: int, clockwise: bool = False) -> Ring:
-    turn = np.linspace(0, 2 * np.pi, vertices, endpoint=False) * (-1 if clockwise else 1)
-    return [(x + radius * np.cos(t), y + radius * np.sin(t)) for t in turn]
-
-
-SHAPES: dict[str, list[Ring]] = {
-    "triangle": [[(3.1, 4.2), (40.7, 9.9), (17.3, 44.4)]],
-    "triangle turned the other way": [[(17.3, 44.4), (40.7, 9.9), (3.1, 4.2)]],
-    "two parts": [circle(12, 12, 8.3, 9), circle(33.3, 30.1, 9.7, 11)],
-    "overlapping parts unite": [circle(18, 20, 11.3, 17), circle(28, 25, 12.1, 13)],
-    "hole": [circle(25, 25, 20.2, 31), circle(24, 26, 9.4, 15, clockwise=True)],
-    "hole with an island": [
-        circle(25, 25, 22.2, 31),
-        circle(25, 25, 15.1, 25, clockwise=True),
-        circle(25, 25, 7.3, 13),
-    ],
-    "star wound twice": [
-        [
-            (25 + 20 * np.cos(4 * np.pi * i / 5), 25 + 20 * np.sin(4 * np.pi * i / 5))
-            for i in range(5)
-        ]
-    ],
-    "figure of eight": [[(5, 5.3), (45, 44.1), (45, 5.7), (5, 43.2)]],
-    "300 vertices": [circle(25, 25, 18.9, 300)],
-    "vertices far outside": [[(-300.5, -200.1), (500.3, -100.7), (30.2, 700.9)]],
-    "covers everything": [[(-1000.0, -1000), (1000, -1000), (1000, 1000), (-1000, 1000)]],
-    "wholly left": [circle(-50, 25, 20, 12)],
-    "wholly right": [circle(150, 25, 20, 12)],
-    "wholly above": [circle(25, -60, 20, 12)],
-    "repeated vertices": [[(5.2, 5.1), (5.2, 5.1), (40.4, 6.3), (40.4, 6.3), (22.7, 41.9)]],
-    "no edges": [],
-}
 BOXES = [(0, 0, 50, 50), (10.3, 7.9, 37.7, 41.2), (-20.5, -10.1, 61.3, 80.9), (20, 20, 21.7, 20.9)]
 
 
@@ -209,6 +156,15 @@ def test_empty_boxes_give_zeros():
         assert not rasterize(rings, box).any()
 
 
+def test_nan_and_infinite_boxes_give_zeros():
+    rings = SHAPES["covers everything"]
+    for place in range(4):
+        for value in (float("nan"), float("inf"), float("-inf")):
+            box = [5.0, 6.0, 40.0, 45.0]
+            box[place] = value
+            assert not rasterize(rings, box).any()
+
+
 @pytest.mark.parametrize("size", [1e-6, 1e-20, 1e-38, 1e-42])
 def test_boxes_of_almost_no_size_do_not_fail(size):
     """Slivers come from an untrained RPN; they are background, but on a GPU they are computed."""
@@ -217,6 +173,47 @@ def test_boxes_of_almost_no_size_do_not_fail(size):
         for rings in SHAPES.values():
             rasterize(rings, box)
         rasterize([[(0.0, 0.0), (30.0, 0.0), (0.0, 30.0)]], box)
+
+
+@pytest.mark.parametrize("size", [1, 7, 28])
+def test_same_bits_as_counting_crossings(size):
+    polygons, boxes, image_index, gt_index = random_scene(seed=size)
+    expected = reference_rasterize_polygons(
+        polygons.edges, polygons.offsets, boxes, image_index, gt_index, size
+    )
+    assert 0.05 < expected.mean() < 0.95
+    masks = rasterize_polygons(polygons, boxes, image_index, gt_index, size)
+    assert torch.equal(masks, expected)
+
+
+def test_no_rois_no_edges_no_gts():
+    nothing = torch.zeros(0, 4), torch.zeros(0).long(), torch.zeros(0).long()
+    assert rasterize_polygons(pack([[SHAPES["hole"]]]), *nothing, 14).shape == (0, 14, 14)
+    without_gts = Polygons(torch.zeros(2, 0, 4), torch.zeros(2, 1).long(), max_edges=0)
+    assert rasterize_polygons(without_gts, *nothing, 14).shape == (0, 14, 14)
+    without_edges = Polygons(torch.zeros(1, 0, 4), torch.zeros(1, 2).long(), max_edges=0)
+    box, index = torch.tensor([[0.0, 0.0, 9.0, 9.0]]), torch.zeros(1).long()
+    assert not rasterize_polygons(without_edges, box, index, index, 14).any()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"boxes": torch.zeros(2, 5)}, "boxes must be"),
+        ({"boxes": torch.zeros(2, 4).double()}, "boxes must be"),
+        ({"image_index": torch.zeros(3).long()}, "image_index must be"),
+        ({"gt_index": torch.zeros(2).int()}, "gt_index must be"),
+        ({"mask_size": 0}, "mask_size must be"),
+        ({"image_index": torch.tensor([0, 1])}, r"image_index must be in 0\.\.0, not 1"),
+        ({"gt_index": torch.tensor([-1, 0])}, r"gt_index must be in 0\.\.0, not -1"),
+    ],
+)
+def test_what_cannot_be_rasterised_is_refused(change, message):
+    index = torch.zeros(2).long()
+    arguments = {"boxes": torch.zeros(2, 4), "image_index": index, "gt_index": index}
+    arguments = {**arguments, "mask_size": 28, **change}
+    with pytest.raises(ValueError, match=message):
+        rasterize_polygons(pack([[SHAPES["hole"]]]), **arguments)
 
 
 def test_compiles_as_one_graph():
