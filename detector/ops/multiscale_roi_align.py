@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from detector.ops.cuda import multiscale_roi_align as kernels
+from detector.ops.cuda import runtime
+from detector.ops.reference.multiscale_roi_align import pool_assigned, pool_assigned_backward
+from detector.ops.rois import check_features, flatten_boxes, memory_format_of
 
 
 def assign_levels(
@@ -30,94 +36,294 @@ def assign_levels(
     scale = (size[:, 0] * size[:, 1]).clamp(min=0).sqrt()
     # 1e-8 keeps log2 finite for empty slots, which land on the finest level.
     level = torch.floor(canonical_level + torch.log2(scale / canonical_size + 1e-8))
-    return (level - min_level).clamp(min=0, max=num_levels - 1).long()
+    # NaN has no integer; such boxes pool nothing on any level.
+    return (level - min_level).clamp(min=0, max=num_levels - 1).nan_to_num(0.0).long()
 
 
 def multiscale_roi_align(
-    features: list[Tensor],
-    boxes: Tensor,
-    image_index: Tensor,
-    levels: Tensor,
-    strides: list[int],
+    features: Sequence[Tensor],
+    boxes: Tensor | Sequence[Tensor],
     output_size: int,
+    strides: Sequence[int],
     sampling_ratio: int = 2,
     aligned: bool = True,
+    valid: Tensor | None = None,
+    canonical_size: float = 224.0,
+    canonical_level: int = 4,
 ) -> Tensor:
-    """Average RoIAlign (Mask R-CNN, section 3) of boxes spread over pyramid levels.
+    """Average RoIAlign (Mask R-CNN, section 3) from the level that FPN's rule gives each box.
 
-    Every output cell is a weighted sum of ``(2 * sampling_ratio)**2`` feature vectors. With the
-    vectors of all levels and images stacked as rows of one table, that is an embedding bag: one
-    call, one gather, no loop over levels and no shape that depends on the boxes. In channels_last
-    the table of a level is a view.
+    On a GPU one launch for all levels. Boxes get no gradient; a box that is not finite gives
+    zeros.
 
     Args:
-        features: L maps ``(B, C, H_l, W_l)`` of one dtype.
-        boxes: ``(N, 4)`` float32 in input pixels.
-        image_index: ``(N,)`` int64, the image of each box.
-        levels: ``(N,)`` int64, the level of each box.
-        strides: L pixels per cell.
+        features: L maps ``(B, C, H_l, W_l)`` of one dtype, finest first; on a GPU at most 6.
+        boxes: in input pixels: fixed slots ``(B, R, 4)``, rows ``(N, 5)`` of (image index, x1, y1,
+            x2, y2), or B tensors ``(L, 4)``.
         output_size: side of the square output.
-        sampling_ratio: samples per cell and axis, at least 1.
+        strides: L input pixels per cell; the first is a power of two, from which the level's name
+            follows (4 is P2).
+        sampling_ratio: samples per cell and axis, at least 1: the work must not depend on the box.
         aligned: shift by half a cell so that samples lie at pixel centres (Detectron2's "v2");
             ``False`` is the original, with RoIs of at least one cell.
+        valid: ``(B, R)`` bool, with boxes in slots; empty slots give zeros.
+        canonical_size: square root of the area, in pixels, that maps to ``canonical_level``.
+        canonical_level: its level by the paper's name, 4 for P4.
 
     Returns:
-        ``(N, C, output_size, output_size)`` in the dtype of the features, channels_last in memory.
+        ``(B, R, C, output_size, output_size)`` for slots, else ``(N, C, output_size,
+        output_size)``, in the dtype of the features.
+
+    Raises:
+        ValueError: a shape, dtype or number that does not fit.
     """
-    assert sampling_ratio >= 1, "the number of samples must not depend on the box"
-    channels = features[0].shape[1]
-    table = torch.cat([level.permute(0, 2, 3, 1).reshape(-1, channels) for level in features])
-
-    # Written level by level, since a table of these numbers would be copied from the CPU.
-    scale = torch.ones_like(boxes[:, 0])
-    height, width, first_row = (torch.zeros_like(levels) for _ in range(3))
-    rows_before = 0
-    for index, (level, stride) in enumerate(zip(features, strides, strict=True)):
-        own = levels == index
-        scale = scale.masked_fill(own, 1.0 / stride)
-        height = height.masked_fill(own, level.shape[2])
-        width = width.masked_fill(own, level.shape[3])
-        first_row = first_row.masked_fill(own, rows_before)
-        rows_before += len(level) * level.shape[2] * level.shape[3]
-    first_row = first_row + image_index * height * width
-
-    boxes = boxes.detach() * scale[:, None] - (0.5 if aligned else 0.0)
-    size = boxes[:, 2:] - boxes[:, :2]
-    if not aligned:
-        size = size.clamp(min=1.0)
-    x, x_weight = _axis_taps(boxes[:, 0], size[:, 0], width, output_size, sampling_ratio)
-    y, y_weight = _axis_taps(boxes[:, 1], size[:, 1], height, output_size, sampling_ratio)
-
-    rows = first_row[:, None, None, None, None] + (
-        y[:, :, None, :, None] * width[:, None, None, None, None] + x[:, None, :, None, :]
+    if not features or len(features) != len(strides):
+        raise ValueError(f"{len(features)} features need as many strides, not {list(strides)}")
+    for level in features:
+        check_features(level)
+        if level.shape[:2] != features[0].shape[:2] or level.dtype != features[0].dtype:
+            raise ValueError(
+                f"features must agree in images, channels and dtype: {tuple(level.shape)} "
+                f"{level.dtype} and {tuple(features[0].shape)} {features[0].dtype}"
+            )
+    if strides[0] < 1 or strides[0] & (strides[0] - 1):
+        raise ValueError(f"strides[0]={strides[0]} must be a power of two")
+    if output_size < 1 or sampling_ratio < 1:
+        raise ValueError(
+            f"output_size={output_size} and sampling_ratio={sampling_ratio} must be at least 1"
+        )
+    slots = isinstance(boxes, Tensor) and boxes.dim() == 3
+    if slots:
+        batch = len(features[0])
+        if boxes.shape[0] != batch or boxes.shape[2] != 4:
+            raise ValueError(f"boxes {tuple(boxes.shape)} must be ({batch}, R, 4)")
+        if valid is not None and valid.shape != boxes.shape[:2]:
+            raise ValueError(f"valid {tuple(valid.shape)} must be {tuple(boxes.shape[:2])}")
+        image_index = torch.arange(batch, device=boxes.device).repeat_interleave(
+            boxes.shape[1], output_size=batch * boxes.shape[1]
+        )
+        rows = boxes.detach().flatten(0, 1)
+    elif valid is not None:
+        raise ValueError("valid needs boxes in slots, (B, R, 4)")
+    else:
+        rows, image_index = flatten_boxes(features[0], boxes)
+    pooled = align_rows(
+        features,
+        rows,
+        image_index,
+        output_size,
+        strides,
+        sampling_ratio,
+        aligned,
+        None if valid is None else valid.flatten(),
+        canonical_size,
+        canonical_level,
     )
-    weights = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]
-    pooled = F.embedding_bag(
-        rows.flatten(0, 2).flatten(1),
-        table,
-        mode="sum",
-        per_sample_weights=weights.flatten(0, 2).flatten(1).to(table.dtype),
-    )
-    return pooled.view(len(boxes), output_size, output_size, channels).permute(0, 3, 1, 2)
+    return pooled.unflatten(0, boxes.shape[:2]) if slots else pooled
 
 
-def _axis_taps(
-    start: Tensor, size: Tensor, limit: Tensor, num_cells: int, sampling_ratio: int
-) -> tuple[Tensor, Tensor]:
-    """Cells read along one axis, and their bilinear weights, both ``(N, num_cells, 2 * samples)``.
+def align_rows(
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    image_index: Tensor,
+    output_size: int,
+    strides: Sequence[int],
+    sampling_ratio: int = 2,
+    aligned: bool = True,
+    valid: Tensor | None = None,
+    canonical_size: float = 224.0,
+    canonical_level: int = 4,
+) -> Tensor:
+    """:func:`multiscale_roi_align` of rows ``(N, 4)`` of images ``(N,)``, unchecked.
 
-    A sample more than one cell outside the map is zero; one nearer reads the border cell.
+    Neither asks for a value nor loops over images, which the training step may not.
     """
-    num_samples = num_cells * sampling_ratio
-    step = (torch.arange(num_samples, device=start.device, dtype=start.dtype) + 0.5) / num_samples
-    position = start[:, None] + size[:, None] * step
-    limit = limit[:, None].to(position.dtype)
-    inside = (position >= -1.0) & (position <= limit)
-    position = torch.minimum(position.clamp(min=0.0), limit - 1)
-    low = position.floor()
-    high = torch.minimum(low + 1, limit - 1)
-    fraction = position - low
-    cells = torch.stack((low, high), -1).long()
-    weights = torch.stack((1.0 - fraction, fraction), -1) * inside[..., None] / sampling_ratio
-    shape = (len(start), num_cells, 2 * sampling_ratio)
-    return cells.reshape(shape), weights.reshape(shape)
+    dtype = torch.float64 if features[0].dtype == torch.float64 else torch.float32
+    # Plain PyTorch is quicker on a CPU when its own autograd runs it.
+    pool = _multiscale_roi_align if boxes.is_cuda else _by_reference
+    return pool(
+        list(features),
+        boxes.detach().to(dtype),
+        image_index,
+        valid,
+        [1.0 / stride for stride in strides],
+        output_size,
+        sampling_ratio,
+        aligned,
+        strides[0].bit_length() - 1,
+        canonical_level,
+        float(canonical_size),
+    )
+
+
+def _by_reference(
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    image_index: Tensor,
+    valid: Tensor | None,
+    scales: Sequence[float],
+    output_size: int,
+    sampling_ratio: int,
+    aligned: bool,
+    *level_rule: float,
+) -> Tensor:
+    levels = _levels(boxes, valid, len(features), *level_rule)
+    pooled = pool_assigned(
+        features, boxes, image_index, levels, scales, output_size, sampling_ratio, aligned
+    )
+    return pooled.contiguous(memory_format=memory_format_of(features[0]))
+
+
+def _levels(
+    boxes: Tensor,
+    valid: Tensor | None,
+    num_levels: int,
+    min_level: int,
+    canonical_level: int,
+    canonical_size: float,
+) -> Tensor:
+    levels = assign_levels(boxes, num_levels, min_level, canonical_level, canonical_size)
+    return levels if valid is None else torch.where(valid, levels, -1)
+
+
+@torch.library.custom_op("detector::multiscale_roi_align", mutates_args=())
+def _multiscale_roi_align(
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    image_index: Tensor,
+    valid: Tensor | None,
+    scales: Sequence[float],
+    output_size: int,
+    sampling_ratio: int,
+    aligned: bool,
+    min_level: int,
+    canonical_level: int,
+    canonical_size: float,
+) -> Tensor:
+    level_rule = (min_level, canonical_level, canonical_size)
+    return _by_reference(
+        features,
+        boxes,
+        image_index,
+        valid,
+        scales,
+        output_size,
+        sampling_ratio,
+        aligned,
+        *level_rule,
+    )
+
+
+_multiscale_roi_align.register_kernel("cuda")(
+    runtime.or_else(kernels.multiscale_roi_align, _by_reference)
+)
+
+
+@_multiscale_roi_align.register_fake
+def _(features, boxes, image_index, valid, scales, output_size, *_):
+    shape = (boxes.shape[0], features[0].shape[1], output_size, output_size)
+    return features[0].new_empty(shape).contiguous(memory_format=memory_format_of(features[0]))
+
+
+@torch.library.custom_op("detector::multiscale_roi_align_backward", mutates_args=())
+def _multiscale_roi_align_backward(
+    grad: Tensor,
+    batch: int,
+    heights: Sequence[int],
+    widths: Sequence[int],
+    channels_last: bool,
+    boxes: Tensor,
+    image_index: Tensor,
+    valid: Tensor | None,
+    scales: Sequence[float],
+    sampling_ratio: int,
+    aligned: bool,
+    min_level: int,
+    canonical_level: int,
+    canonical_size: float,
+) -> list[Tensor]:
+    level_rule = (min_level, canonical_level, canonical_size)
+    return _backward_by_reference(
+        grad,
+        batch,
+        heights,
+        widths,
+        channels_last,
+        boxes,
+        image_index,
+        valid,
+        scales,
+        sampling_ratio,
+        aligned,
+        *level_rule,
+    )
+
+
+def _backward_by_reference(
+    grad: Tensor,
+    batch: int,
+    heights: Sequence[int],
+    widths: Sequence[int],
+    channels_last: bool,
+    boxes: Tensor,
+    image_index: Tensor,
+    valid: Tensor | None,
+    scales: Sequence[float],
+    sampling_ratio: int,
+    aligned: bool,
+    *level_rule: float,
+) -> list[Tensor]:
+    maps = pool_assigned_backward(
+        grad,
+        list(zip(heights, widths, strict=True)),
+        batch,
+        boxes,
+        image_index,
+        _levels(boxes, valid, len(heights), *level_rule),
+        scales,
+        sampling_ratio,
+        aligned,
+    )
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    # Levels are slices of one table, and an op's outputs may not share memory.
+    return [level.clone(memory_format=layout) for level in maps]
+
+
+_multiscale_roi_align_backward.register_kernel("cuda")(
+    runtime.or_else(kernels.multiscale_roi_align_backward, _backward_by_reference)
+)
+
+
+@_multiscale_roi_align_backward.register_fake
+def _(grad, batch, heights, widths, channels_last, *_):
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return [
+        grad.new_empty((batch, grad.shape[1], height, width)).contiguous(memory_format=layout)
+        for height, width in zip(heights, widths, strict=True)
+    ]
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    features, boxes, image_index, valid, scales, _, *rest = inputs
+    ctx.save_for_backward(boxes, image_index, valid)
+    ctx.batch = features[0].shape[0]
+    ctx.heights = [level.shape[2] for level in features]
+    ctx.widths = [level.shape[3] for level in features]
+    ctx.channels_last = memory_format_of(features[0]) == torch.channels_last
+    ctx.options = (scales, *rest)
+
+
+def _backward(ctx, grad: Tensor):
+    maps = _multiscale_roi_align_backward(
+        grad,
+        ctx.batch,
+        ctx.heights,
+        ctx.widths,
+        ctx.channels_last,
+        *ctx.saved_tensors,
+        *ctx.options,
+    )
+    return maps, *(None,) * 10
+
+
+_multiscale_roi_align.register_autograd(_backward, setup_context=_setup_context)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from detector.ops.multiscale_roi_align import assign_levels, multiscale_roi_align
+from detector.ops.multiscale_roi_align import align_rows
 
 
 class RoIAlignPooler(nn.Module):
@@ -43,20 +43,14 @@ class RoIAlignPooler(nn.Module):
 
     def forward(self, features: list[Tensor], boxes: Tensor, image_index: Tensor) -> Tensor:
         """``(N, 4)`` boxes of images ``(N,)`` to ``(N, C, output_size, output_size)``."""
-        levels = assign_levels(
-            boxes,
-            num_levels=len(self.strides),
-            min_level=self.strides[0].bit_length() - 1,
-            canonical_level=self.canonical_level,
-            canonical_size=self.canonical_size,
-        )
-        return multiscale_roi_align(
+        return align_rows(
             features[: len(self.strides)],
             boxes,
             image_index,
-            levels,
-            self.strides,
             self.output_size,
+            self.strides,
             self.sampling_ratio,
             self.aligned,
+            canonical_size=self.canonical_size,
+            canonical_level=self.canonical_level,
         )

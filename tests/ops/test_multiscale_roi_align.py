@@ -6,8 +6,10 @@ import torch.nn.functional as F
 import torchvision
 
 from detector.ops.multiscale_roi_align import assign_levels, multiscale_roi_align
+from detector.ops.reference.multiscale_roi_align import pool_assigned
 
 STRIDES = [4, 8, 16]
+SCALES = [1 / 4, 1 / 8, 1 / 16]
 
 
 def pyramid(images: int = 2, channels: int = 5, height: int = 64, width: int = 96):
@@ -49,8 +51,8 @@ def single_level(feature, stride, boxes, images, size, ratio, aligned):
 def test_one_level_equals_torchvision(aligned, output_size, ratio, level):
     feature, stride = pyramid()[level], STRIDES[level]
     ours, theirs = feature.clone().requires_grad_(), feature.clone().requires_grad_()
-    pooled = multiscale_roi_align(
-        [ours], BOXES, IMAGES, torch.zeros_like(IMAGES), [stride], output_size, ratio, aligned
+    pooled = pool_assigned(
+        [ours], BOXES, IMAGES, torch.zeros_like(IMAGES), [1 / stride], output_size, ratio, aligned
     )
     expected = single_level(theirs, stride, BOXES, IMAGES, output_size, ratio, aligned)
     torch.testing.assert_close(pooled, expected, atol=1e-5, rtol=1e-4)
@@ -65,7 +67,7 @@ def test_all_levels_equal_a_loop_over_levels(aligned):
     levels = torch.arange(len(BOXES)) % 3
     ours = [x.clone().requires_grad_() for x in pyramid()]
     theirs = [x.clone().requires_grad_() for x in pyramid()]
-    pooled = multiscale_roi_align(ours, BOXES, IMAGES, levels, STRIDES, 7, 2, aligned)
+    pooled = pool_assigned(ours, BOXES, IMAGES, levels, SCALES, 7, 2, aligned)
     expected = torch.zeros_like(pooled)
     for level, (feature, stride) in enumerate(zip(theirs, STRIDES, strict=True)):
         rows = (levels == level).nonzero()[:, 0]
@@ -86,12 +88,16 @@ def test_pyramid_pooling_equals_torchvisions_module():
     features = pyramid()
     named = {str(level): feature for level, feature in enumerate(features)}
     expected = module(named, [boxes, boxes.flip(0)], [(64, 96)] * 2)
-    both = torch.cat((boxes, boxes.flip(0)))
-    levels = assign_levels(both, 3, canonical_size=32.0)
-    assert len(levels.unique()) == 3
-    images = torch.arange(2).repeat_interleave(4)
-    pooled = multiscale_roi_align(features, both, images, levels, STRIDES, 7, 2, aligned=False)
+    assert len(assign_levels(boxes, 3, canonical_size=32.0).unique()) == 3
+    options = {"aligned": False, "canonical_size": 32.0}
+    pooled = multiscale_roi_align(features, [boxes, boxes.flip(0)], 7, STRIDES, **options)
     torch.testing.assert_close(pooled, expected, atol=1e-5, rtol=1e-4)
+    slots = torch.stack((boxes, boxes.flip(0)))
+    in_slots = multiscale_roi_align(features, slots, 7, STRIDES, **options)
+    assert torch.equal(in_slots.flatten(0, 1), pooled)
+    image = torch.arange(2.0).repeat_interleave(4)[:, None]
+    rows = torch.cat((image, slots.flatten(0, 1)), 1)
+    assert torch.equal(multiscale_roi_align(features, rows, 7, STRIDES, **options), pooled)
 
 
 def test_a_linear_ramp_is_read_at_the_cells_centres():
@@ -101,9 +107,7 @@ def test_a_linear_ramp_is_read_at_the_cells_centres():
     # Cell (i, j) has its centre at ((j + .5) * stride, (i + .5) * stride) of the input.
     ramp = ((x + 0.5) * stride + 10 * (y + 0.5) * stride)[None, None]
     box = torch.tensor([[13.0, 9, 55, 37]])
-    pooled = multiscale_roi_align(
-        [ramp], box, torch.zeros(1).long(), torch.zeros(1).long(), [stride], 7
-    )
+    pooled = multiscale_roi_align([ramp], [box], 7, [stride])
     center = (torch.arange(7) + 0.5) / 7
     expected = (13 + 42 * center)[None, :] + 10 * (9 + 28 * center)[:, None]
     torch.testing.assert_close(pooled[0, 0], expected)
@@ -116,9 +120,7 @@ def test_numerical_gradient(aligned):
     images, levels = torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0])
 
     def pool(fine, coarse):
-        return multiscale_roi_align(
-            [fine, coarse], boxes, images, levels, [4, 8], 3, 2, aligned=aligned
-        )
+        return pool_assigned([fine, coarse], boxes, images, levels, SCALES[:2], 3, 2, aligned)
 
     torch.autograd.gradcheck(pool, features)
 
@@ -126,15 +128,14 @@ def test_numerical_gradient(aligned):
 def test_no_gradient_reaches_the_boxes():
     boxes = BOXES[:2].clone().requires_grad_()
     features = [pyramid()[0].requires_grad_()]
-    pooled = multiscale_roi_align(features, boxes, IMAGES[:2], IMAGES[:2] * 0, [4], 2)
+    pooled = multiscale_roi_align(features, [boxes, boxes], 2, [4])
     pooled.sum().backward()
     assert boxes.grad is None
 
 
 def test_no_boxes_give_no_rows_and_zero_gradients():
     features = [x.requires_grad_() for x in pyramid()]
-    nothing = torch.zeros(0).long()
-    pooled = multiscale_roi_align(features, torch.zeros(0, 4), nothing, nothing, STRIDES, 7)
+    pooled = multiscale_roi_align(features, torch.zeros(0, 5), 7, STRIDES)
     assert pooled.shape == (0, 5, 7, 7)
     pooled.sum().backward()
     assert all(feature.grad is not None and feature.grad.eq(0).all() for feature in features)
@@ -143,9 +144,9 @@ def test_no_boxes_give_no_rows_and_zero_gradients():
 def test_memory_layout_does_not_matter():
     features = pyramid()
     levels = torch.arange(len(BOXES)) % 3
-    plain = multiscale_roi_align(features, BOXES, IMAGES, levels, STRIDES, 7)
+    plain = pool_assigned(features, BOXES, IMAGES, levels, SCALES, 7)
     nhwc = [x.to(memory_format=torch.channels_last) for x in features]
-    pooled = multiscale_roi_align(nhwc, BOXES, IMAGES, levels, STRIDES, 7)
+    pooled = pool_assigned(nhwc, BOXES, IMAGES, levels, SCALES, 7)
     assert torch.equal(plain, pooled)
     assert pooled.is_contiguous(memory_format=torch.channels_last)
 
@@ -153,11 +154,9 @@ def test_memory_layout_does_not_matter():
 def test_bfloat16_features_pool_with_their_own_precision():
     features = [x.bfloat16().requires_grad_() for x in pyramid()]
     levels = torch.arange(len(BOXES)) % 3
-    pooled = multiscale_roi_align(features, BOXES, IMAGES, levels, STRIDES, 7)
+    pooled = pool_assigned(features, BOXES, IMAGES, levels, SCALES, 7)
     assert pooled.dtype == torch.bfloat16
-    exact = multiscale_roi_align(
-        [x.detach().float() for x in features], BOXES, IMAGES, levels, STRIDES, 7
-    )
+    exact = pool_assigned([x.detach().float() for x in features], BOXES, IMAGES, levels, SCALES, 7)
     # 8 bits of mantissa: a weight, a product or a sum of values below 4 is off by 1/64 at most.
     torch.testing.assert_close(pooled.float(), exact, atol=1 / 64, rtol=0)
     pooled.float().sum().backward()
@@ -185,14 +184,74 @@ def test_levels_equal_torchvisions_mapper():
     assert len(levels.unique()) == 4
 
 
-def test_compiles_as_one_graph():
-    levels = torch.arange(len(BOXES)) % 3
-    features = pyramid()
+def test_empty_slots_and_boxes_that_are_not_finite_give_zeros():
+    boxes = torch.stack((BOXES[:4], BOXES[:4]))
+    boxes[1, 2, 0] = torch.nan
+    boxes[0, 3, 3] = torch.inf
+    valid = torch.tensor([[True, False, True, True]] * 2)
+    features = [x.requires_grad_() for x in pyramid()]
+    pooled = multiscale_roi_align(features, boxes, 7, STRIDES, valid=valid)
+    assert pooled.shape == (2, 4, 5, 7, 7)
+    filled = torch.tensor([[True, False, True, False], [True, False, False, True]])
+    assert torch.equal(pooled.flatten(2).any(2), filled)
+    pooled.sum().backward()
+    assert all(level.grad.isfinite().all() for level in features)
+    assert multiscale_roi_align([x[:0] for x in features], boxes[:0], 7, STRIDES).numel() == 0
 
-    def pool(features, boxes, images, levels):
-        return F.relu(multiscale_roi_align(features, boxes, images, levels, STRIDES, 3))
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("aligned", [True, False])
+def test_the_op_equals_the_composite(aligned, layout):
+    """What a GPU runs is an op with a gradient of its own; on the CPU autograd finds it."""
+    ours = [x.to(memory_format=layout).requires_grad_() for x in pyramid()]
+    theirs = [x.detach().clone().requires_grad_() for x in ours]
+    valid = torch.arange(len(BOXES)) != 1
+    # The image's size as the canonical one spreads the boxes over all levels.
+    rest = (SCALES, 7, 2, aligned, 2, 4, 40.0)
+    pooled = torch.ops.detector.multiscale_roi_align(ours, BOXES, IMAGES, valid, *rest)
+    levels = torch.where(valid, assign_levels(BOXES, 3, canonical_size=40.0), -1)
+    assert levels.unique().tolist() == [-1, 0, 1, 2]
+    expected = pool_assigned(theirs, BOXES, IMAGES, levels, SCALES, 7, 2, aligned)
+    assert torch.equal(pooled, expected)
+    assert pooled.is_contiguous(memory_format=layout)
+    weight = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(1))
+    (pooled * weight).sum().backward()
+    (expected * weight).sum().backward()
+    for our, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our.grad, their.grad, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"strides": [4, 8]}, "as many strides"),
+        ({"strides": [3, 8, 16]}, "power of two"),
+        ({"output_size": 0}, "output_size=0"),
+        ({"sampling_ratio": 0}, "sampling_ratio=0"),
+        ({"boxes": torch.zeros(3, 2, 4)}, r"must be \(2, R, 4\)"),
+        ({"boxes": torch.zeros(2, 4)}, r"must be \(N, 5\)"),
+        ({"boxes": torch.zeros(2, 3, 4), "valid": torch.ones(2, 2).bool()}, r"must be \(2, 3\)"),
+        ({"valid": torch.ones(2, 2).bool()}, "needs boxes in slots"),
+        ({"features": [x[: 1 + (i == 0)] for i, x in enumerate(pyramid())]}, "must agree"),
+    ],
+)
+def test_bad_input_is_refused(change, message):
+    given = {
+        "features": pyramid(),
+        "boxes": torch.zeros(2, 5),
+        "output_size": 7,
+        "strides": STRIDES,
+    }
+    with pytest.raises(ValueError, match=message):
+        multiscale_roi_align(**given | change)
+
+
+def test_compiles_as_one_graph():
+    features = pyramid()
+    boxes = torch.stack((BOXES, BOXES.flip(0)))
+
+    def pool(features, boxes):
+        return F.relu(multiscale_roi_align(features, boxes, 3, STRIDES))
 
     compiled = torch.compile(pool, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(
-        compiled(features, BOXES, IMAGES, levels), pool(features, BOXES, IMAGES, levels)
-    )
+    torch.testing.assert_close(compiled(features, boxes), pool(features, boxes))

@@ -39,6 +39,9 @@ def _kernel(name: str, dtype: torch.dtype, pooled: int, samples: int) -> Kernel:
 def specialisations() -> list[Kernel]:
     """What the shipped configurations use."""
     return [
+        Kernel.of("levels.cu", "roi_align_geometry", SCALAR="float"),
+        Kernel.of("levels.cu", "roi_align_geometry", SCALAR="double"),
+    ] + [
         _kernel("roi_align_forward", dtype, pooled, 2)
         for dtype in (torch.float32, torch.float16, torch.bfloat16)
         for pooled in (7, 14)
@@ -63,13 +66,13 @@ def fits(
 
 
 def geometry(
-    maps: Sequence[Tensor],
+    dtype: torch.dtype,
+    num_images: int,
     boxes: Tensor,
     image_index: Tensor,
     valid: Tensor | None,
     scales: Sequence[float],
-    pooled: int,
-    samples: int,
+    num_samples: int,
     aligned: bool,
     min_level: int,
     canonical_level: int,
@@ -78,11 +81,13 @@ def geometry(
     """Sample grid and level of each RoI, in one launch.
 
     Args:
-        maps: L maps, for their dtype and number.
-        boxes: ``(N, 4)`` in input pixels, float32 (float64 with float64 maps).
+        dtype: of the features.
+        num_images: B.
+        boxes: ``(N, 4)`` in input pixels, float32 (float64 with float64 features).
         image_index: ``(N,)`` int64.
         valid: ``(N,)`` bool or ``None``.
         scales: L cells per input pixel.
+        num_samples: of a RoI along an axis.
 
     Returns:
         ``(N, 4)`` (start_x, start_y, step_x, step_y) in the dtype of the boxes and ``(N,)`` int32
@@ -91,8 +96,9 @@ def geometry(
     num_rois = len(boxes)
     grid = boxes.new_empty(num_rois, 4)
     level_index = torch.empty(num_rois, dtype=torch.int32, device=boxes.device)
+    scalar = "double" if dtype == torch.float64 else "float"
     launch(
-        _kernel("roi_align_geometry", maps[0].dtype, pooled, samples),
+        Kernel.of("levels.cu", "roi_align_geometry", SCALAR=scalar),
         -(-num_rois // _BLOCK),
         _BLOCK,
         boxes.contiguous(),
@@ -101,13 +107,14 @@ def geometry(
         grid,
         level_index,
         num_rois,
-        len(maps[0]),
-        len(maps),
+        num_images,
+        len(scales),
         *map(float, scales),
         *[1.0] * (MAX_LEVELS - len(scales)),
         min_level,
         canonical_level,
         float(canonical_size),
+        num_samples,
         int(aligned),
     )
     return grid, level_index
