@@ -273,7 +273,7 @@ class _PlacedMasks:
         # The guess is rounded otherwise than sampling is, by less than 1e-6 cells: where it is that
         # close to a pixel's centre, what sampling gives decides.
         with np.errstate(invalid="ignore"):
-            doubt = 1e-6 / self.y.scale + 1e-12 * np.abs(self.y.start) + 1e-9
+            doubt = 1e-6 / self.y.scale + 1e-9
             doubtful = np.flatnonzero(~(np.abs(guess - np.rint(guess)) > doubt[mask]))
         late = doubtful[row[doubtful] > 0]
         while len(late := late[is_after(late, row[late] - 1)]):
