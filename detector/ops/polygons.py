@@ -112,7 +112,9 @@ def _by_scatter(
     image_index, gt_index = image_index * known, gt_index * known
     first = offsets[image_index, gt_index]
     last = offsets[image_index, gt_index + 1]
-    cell = ((boxes[:, 2:] - boxes[:, :2]) / mask_size)[:, None]
+    # Not a Python number: dividing by one is a product with its reciprocal on CUDA.
+    size = torch.full((2,), float(mask_size), device=boxes.device)
+    cell = ((boxes[:, 2:] - boxes[:, :2]) / size)[:, None]
     filled = ((cell > MIN_CELL) & cell.isfinite()).all(2, keepdim=True) & known[:, None, None]
     cell = torch.where(filled, cell, 1.0)
     origin = torch.where(filled, boxes[:, None, :2], 0.0)

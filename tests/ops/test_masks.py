@@ -126,6 +126,20 @@ def test_crossings_give_the_same_bits_as_sampling_every_pixel(side, threshold):
         assert expected.any()
 
 
+def test_centres_of_cells_on_centres_of_pixels():
+    """Cells exactly at the threshold, looked up exactly at their centres: the last bit decides."""
+    generator = torch.Generator().manual_seed(0)
+    for side in (14, 28):
+        masks = torch.randint(0, 3, (400, side, side), generator=generator) / 2
+        corner = torch.randint(-9, 30, (400, 2), generator=generator)
+        extent = torch.randint(1, 60, (400, 2), generator=generator)
+        boxes = torch.cat([corner, corner + extent], dim=1) / 2
+        expected = reference_paste_masks(masks, boxes, 31, 29)
+        assert torch.equal(paste_masks(masks, boxes, 31, 29), expected)
+        encodings = masks_to_rle(masks, boxes, 31, 29)
+        assert [rle["counts"] for rle in encodings] == encoded(expected)
+
+
 def test_nothing_is_lost_or_doubled_between_groups_of_masks(monkeypatch):
     masks, boxes = smooth_masks(30, 28, 0), random_boxes(30, 40, 50, seed=7)
     boxes[[0, 9, 10, 29]] = -5.0  # no column at all

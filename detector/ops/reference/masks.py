@@ -28,7 +28,8 @@ def _between(start: Tensor, end: Tensor, side: int, size: int) -> tuple[Tensor, 
     """For each pixel of an axis ``(N, size)`` the cell before it, ``(N, 1, size)`` float32 of how
     far it is towards the next, and ``(N,)`` whether the box has an extent."""
     start, end = start.double(), end.double()
-    scale = side / (end - start)
+    # Not `side / ...`, which PyTorch computes as a reciprocal and a product, rounded twice.
+    scale = torch.full_like(start, side) / (end - start)
     usable = (end > start) & (scale > 0) & scale.isfinite()
     start, scale = (torch.where(usable, x, 1.0)[:, None] for x in (start, scale))
     centre = torch.arange(size, device=start.device) + 0.5

@@ -23,9 +23,11 @@ def rasterize_polygons(
     masks = boxes.new_zeros(len(boxes), mask_size, mask_size)
     column = torch.arange(mask_size, device=boxes.device)
     centre = column[:, None] + 0.5
+    # Not a Python number: dividing by one is a product with its reciprocal on CUDA.
+    size = torch.full((2,), float(mask_size), device=boxes.device)
     picks = torch.stack([image_index, gt_index], dim=1).tolist()
     for mask, box, (image, gt) in zip(masks, boxes, picks, strict=True):
-        cell = (box[2:] - box[:2]) / mask_size
+        cell = (box[2:] - box[:2]) / size
         if not (cell > min_cell).all() or not cell.isfinite().all():
             continue
         own = edges[image, offsets[image, gt] : offsets[image, gt + 1]]

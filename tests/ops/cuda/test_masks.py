@@ -34,6 +34,17 @@ def test_same_bits_as_the_reference(host_kernels, side, height, width):
     assert expected.any()
 
 
+def test_centres_of_cells_on_centres_of_pixels(host_kernels):
+    """Cells exactly at the threshold, looked up exactly at their centres: the last bit decides."""
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.randint(0, 3, (300, 14, 14), generator=generator) / 2
+    corner = torch.randint(-9, 30, (300, 2), generator=generator)
+    extent = torch.randint(1, 60, (300, 2), generator=generator)
+    arguments = (masks, torch.cat([corner, corner + extent], dim=1) / 2, 31, 29, 0.5)
+    assert torch.equal(kernels.paste_masks(*arguments), reference_paste_masks(*arguments))
+    assert rle_by_kernel(*arguments) == masks_to_rle(*arguments)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_every_dtype(host_kernels, dtype):
     masks, boxes = smooth_masks(20, 28, 2).to(dtype), random_boxes(20, 50, 61, seed=3)
