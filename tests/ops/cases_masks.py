@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from detector.ops.masks import paste_masks
+from detector.ops.masks import masks_to_rle, paste_masks
 from detector.ops.polygons import rasterize_polygons
 from detector.ops.reference.masks import paste_masks as reference_paste_masks
 from detector.ops.reference.polygons import rasterize_polygons as reference_rasterize_polygons
@@ -134,6 +135,11 @@ def _paste_custom_ops(device: torch.device) -> list:
     return [(op, (masks, boxes, height, width, 0.5)), (op, (masks[:0], boxes[:0], 5, 6, 0.5))]
 
 
+def _decoded_rle(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
+    encodings = masks_to_rle(masks, boxes, height, width)
+    return torch.from_numpy(coco_mask.decode(encodings)).permute(2, 0, 1).bool().to(masks.device)
+
+
 def _scene_arguments(
     device: torch.device, dtype: torch.dtype, layout: torch.memory_format
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, int]:
@@ -169,6 +175,16 @@ CASES = [
         dtypes=(torch.float32, torch.float16, torch.bfloat16, torch.float64),
         exact=True,
         custom_ops=_paste_custom_ops,
+    ),
+    OpCase(
+        name="masks_to_rle",
+        make=_paste_arguments,
+        op=_decoded_rle,
+        reference=reference_paste_masks,
+        dtypes=(torch.float32, torch.float16, torch.bfloat16, torch.float64),
+        exact=True,
+        capturable=False,
+        traceable=False,
     ),
     OpCase(
         name="rasterize_polygons",

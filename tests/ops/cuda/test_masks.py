@@ -4,18 +4,12 @@ import pytest
 import torch
 
 from detector.ops.cuda import masks as kernels
+from detector.ops.masks import _rle_by_kernel as rle_by_kernel
 from detector.ops.masks import masks_to_rle, paste_masks
 from detector.ops.reference.masks import paste_masks as reference_paste_masks
-from detector.ops.rle import encode_borders
 from tests.ops.cases_masks import extreme_boxes, random_boxes, smooth_masks
 
 SIZES = [(37, 41), (1, 50), (60, 3), (1, 1), (16, 32)]
-
-
-def rle_by_kernel(*arguments):
-    borders, ends = kernels.mask_borders(*arguments)
-    assert borders.dtype == ends.dtype == torch.int64
-    return encode_borders(borders.numpy(), ends.numpy(), *arguments[2:4])
 
 
 @pytest.mark.parametrize("height, width", SIZES)
