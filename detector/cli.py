@@ -1,4 +1,4 @@
-"""The command line: ``detector train|evaluate|predict key=value ...`` from any folder.
+"""The command line: ``detector train|evaluate|predict|benchmark key=value ...`` from any folder.
 
 Every tool is a Hydra main: ``configs/<tool>.yaml`` composed with the command line's overrides and
 handed to one function. What a user can get wrong is printed as one message with exit code 2;
@@ -33,6 +33,7 @@ TOOLS = {
         "detector.engine.predict",
         "pictures and detections: checkpoint=FILE input=FILE|FOLDER|GLOB output=FOLDER",
     ),
+    "benchmark": ("detector.benchmark.run", "our ops beside others': what=ops|kernels json=FILE"),
 }
 _QUOTED = """'input="my photos/a=b.jpg"'"""
 # FloatingPointError: training diverged, which its message explains.

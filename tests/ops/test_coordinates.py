@@ -7,6 +7,9 @@ import torch
 import torchvision
 
 from detector.ops.coordinates import feature_to_image, image_to_feature, roi_cell_to_image
+from detector.ops.masks import paste_masks
+from detector.ops.polygons import rasterize_polygons
+from detector.structures import Polygons
 
 BOXES = torch.tensor([[40.0, 24, 104, 88], [33.25, 50.5, 71.75, 64.125], [60, 60, 61.5, 90]])
 
@@ -52,6 +55,32 @@ def test_without_alignment_roi_align_samples_half_a_cell_beyond():
     sampled = torchvision.ops.roi_align(ramp, rois, 7, 1 / 4, 2, aligned=False)
     predicted = roi_cell_to_image(BOXES[0].double(), 0, torch.arange(7), 7)[:, 0]
     torch.testing.assert_close(sampled[0, 0, 0], predicted)
+
+
+@pytest.mark.parametrize("shift", [-0.01, 0.01])
+def test_a_cell_of_a_mask_target_is_set_where_its_centre_is_inside(shift):
+    """A rectangle up to just before, or just beyond, the centre of cell (9, 17)."""
+    box = BOXES[1]
+    x, y = (roi_cell_to_image(box, 9, 17, 28) + shift).tolist()
+    corners = [(0.0, 0.0), (x, 0.0), (x, y), (0.0, y)]
+    edges = torch.tensor([[(*corners[i - 1], *corners[i]) for i in range(4)]])
+    polygons = Polygons(edges, torch.tensor([[0, 4]]), max_edges=4)
+    zero = torch.zeros(1, dtype=torch.int64)
+    mask = rasterize_polygons(polygons, box[None], zero, zero, 28)[0]
+    expected = torch.zeros(28, 28)
+    end = 0 if shift < 0 else 1
+    expected[: 9 + end, : 17 + end] = 1
+    assert mask.equal(expected)
+
+
+def test_a_pasted_cell_lies_at_its_centre():
+    """Cells of four pixels: the pixel whose centre is the cell's own has the cell's probability."""
+    box = torch.tensor([3.5, 7.5, 115.5, 119.5])  # centres of cells are centres of pixels
+    mask = torch.zeros(1, 28, 28)
+    mask[0, 9, 17] = 1
+    pasted = paste_masks(mask, box[None], 128, 128, threshold=0.999)
+    x, y = roi_cell_to_image(box, 9, 17, 28).tolist()
+    assert pasted[0].nonzero().tolist() == [[y - 0.5, x - 0.5]]
 
 
 def test_the_cells_of_a_mask_divide_its_box():

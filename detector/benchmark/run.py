@@ -1,0 +1,113 @@
+"""The benchmark: tables on standard output, and the same numbers as JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+
+from detector.benchmark.comparison import compare, comparison_table
+from detector.benchmark.kernels import measure_resources, resources_table, specialisations
+from detector.benchmark.machine import describe_run
+from detector.benchmark.measure import copy_bandwidth
+from detector.benchmark.rows import all_rows
+from detector.engine.atomic_file import write_json
+from detector.engine.progress import open_console
+from detector.ops.cuda.runtime import KernelsUnavailable
+
+WIDTH_IN_A_FILE = 170
+
+
+def benchmark(cfg: DictConfig) -> dict[str, Any]:
+    """Measures what ``cfg.what`` names and prints it.
+
+    Args:
+        cfg: composed from ``configs/benchmark.yaml``.
+
+    Returns:
+        What was measured and on what, as written to ``cfg.json``.
+
+    Raises:
+        ValueError: ``what`` or ``device`` is unknown, there is no such device, or the kernels
+            cannot be compiled.
+    """
+    if cfg.what not in ("ops", "kernels"):
+        raise ValueError(f"what={cfg.what}: ops or kernels can be measured")
+    if cfg.repeats < 1:
+        raise ValueError(f"repeats={cfg.repeats}: a median needs at least one")
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+    console = open_console()
+    if not console.is_terminal:
+        console.width = WIDTH_IN_A_FILE
+    device = choose_device(cfg.device)
+    report = describe_run(device)
+    hardware = report.get("gpu") or f"{report['cpu']}, {report['threads']} threads"
+    console.print(f"{hardware}, torch {report['torch']}", soft_wrap=True)
+    if cfg.what == "ops":
+        report |= measure_ops(device, cfg.repeats, cfg.only, console)
+    else:
+        report |= measure_kernels(console)
+    if cfg.json is not None:
+        write_json(Path(cfg.json), report)
+        console.print(f"written to {cfg.json}", soft_wrap=True)
+    return report
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is the GPU where there is one.
+
+    Raises:
+        ValueError: another word than ``auto``, ``cpu`` or ``cuda``; or no GPU is there.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device={name}: auto, cpu or cuda is expected")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda: PyTorch sees no GPU; device=cpu measures the CPU")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def measure_ops(
+    device: torch.device, repeats: int, only: str | None, console: Console
+) -> dict[str, Any]:
+    """Every comparison whose name contains ``only``."""
+    bandwidth = copy_bandwidth(device, repeats)
+    rows = []
+    for comparison in all_rows(device, only or ""):
+        rows += compare(comparison, device, repeats)
+        last = rows[-1]
+        console.print(f"{last.op}: {last.our_seconds * 1e3:.3g} ms, {last.ratio:.2f}x")
+    if not rows:
+        raise ValueError(f"only={only}: no op has this in its name")
+    title = f"Medians of {repeats}; a plain copy moves {bandwidth / 1e9:.0f} GB/s"
+    console.print(comparison_table(rows, title))
+    return {
+        "repeats": repeats,
+        "copy_bytes_per_second": bandwidth,
+        "rows": [row.as_json() for row in rows],
+    }
+
+
+def measure_kernels(console: Console) -> dict[str, Any]:
+    """What the compiler says of every specialisation, for every architecture."""
+    try:
+        found = measure_resources(specialisations())
+    except KernelsUnavailable as error:
+        raise ValueError(str(error)) from error
+    console.print(resources_table(found))
+    fields = ("registers", "shared_bytes", "stack_bytes", "spilled_bytes", "code_bytes")
+    return {
+        "kernels": [
+            {
+                "kernel": one.kernel.name,
+                "source": one.kernel.source,
+                "macros": dict(one.kernel.macros),
+                "architecture": one.architecture,
+                **{field: getattr(one, field) for field in fields},
+            }
+            for one in found
+        ]
+    }
