@@ -160,6 +160,39 @@ def test_general_kernels_in_every_precision(
         check(inputs, (2, 3), 0, "clamp", "avg", deterministic)
 
 
+@pytest.mark.parametrize("channels", [8, 5])
+def test_samples_exactly_on_the_border(host_kernels: HostBackend, channels: int) -> None:
+    """At -1 and at the size a sample still reads the border cell; a tile ends there too."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(1, channels, 8, 16, generator=generator)
+    features = features.contiguous(memory_format=CHANNELS_LAST)
+    x, y = (
+        part.flatten()
+        for part in torch.meshgrid(*torch.tensor([[-1.0, 16], [-1, 8]]), indexing="ij")
+    )
+    grid = torch.stack((x, y, 0 * x, 0 * y), 1)
+    inputs = (features, torch.zeros(4, dtype=torch.int64), grid)
+    inputs = (*inputs, torch.full((4, 2), 2, dtype=torch.int32))
+    output, _ = kernels.pool_samples(*inputs, 3, 3, 2, "clamp", "avg")
+    corners = features[0][:, [0, 7, 0, 7], [0, 0, 15, 15]].T
+    torch.testing.assert_close(output, corners[:, :, None, None].expand(-1, -1, 3, 3))
+    for deterministic in (False, True):
+        check(inputs, (3, 3), 2, "clamp", "avg", deterministic)
+
+
+@pytest.mark.parametrize("channels", [8, 5])
+def test_a_roi_beside_the_map_reads_nothing(host_kernels: HostBackend, channels: int) -> None:
+    """Not even at weight 0, which would let a NaN through."""
+    features = torch.full((1, channels, 8, 8), torch.nan)
+    features = features.contiguous(memory_format=CHANNELS_LAST)
+    grid = torch.tensor([[20.0, 2, 1, 1], [2, 20, 1, 1]])
+    counts = torch.full((2, 2), 2, dtype=torch.int32)
+    output, _ = kernels.pool_samples(
+        features, torch.zeros(2, dtype=torch.int64), grid, counts, 3, 3, 2, "clamp", "avg"
+    )
+    assert torch.equal(output, torch.zeros(2, channels, 3, 3))
+
+
 def test_a_roi_far_larger_than_the_map_ends(host_kernels: HostBackend) -> None:
     """Millions of adaptive samples a cell, of which few are on the map."""
     features = torch.randn(1, 3, 6, 5)
