@@ -42,17 +42,22 @@ class MetricLog:
         for kind, numbers in metrics.items():
             if kind != "per_class":
                 for name, value in numbers.items():
-                    self._events.add_scalar(f"{kind}/{name}", value, step)
+                    self._draw_point(f"{kind}/{name}", value, step)
         for class_name, numbers in metrics.get("per_class", {}).items():
             for name, value in numbers.items():
-                self._events.add_scalar(f"per_class_{name}/{class_name}", value, step)
+                self._draw_point(f"per_class_{name}/{class_name}", value, step)
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
-        """An ``(H, W, 3)`` uint8 RGB picture; a large one is shrunk."""
+        """An ``(H, W, 3)`` uint8 RGB picture, grouped with the others; a large one is shrunk."""
         thumbnail = Image.fromarray(image)
         thumbnail.thumbnail((800, 800))
         image = np.asarray(thumbnail)
-        self._events.add_image(name, image, step, dataformats="HWC")
+        self._events.add_image(f"predictions/{name}", image, step, dataformats="HWC")
+
+    def _draw_point(self, name: str, value: float, step: int) -> None:
+        # COCO's -1 says that nothing of that size or class exists: no point of a curve.
+        if value >= 0:
+            self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
         self._lines.close()

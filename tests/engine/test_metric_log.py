@@ -6,7 +6,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from detector.engine.metric_log import MetricLog
 
-METRICS = {"box": {"AP": 0.5, "APs": 0.25}, "per_class": {"cat": {"box_AP": 0.5}}}
+METRICS = {"box": {"AP": 0.5, "APs": 0.25, "APl": -1.0}, "per_class": {"cat": {"box_AP": 0.5}}}
 
 
 def test_numbers_and_pictures_arrive_in_both_places(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_numbers_and_pictures_arrive_in_both_places(tmp_path: Path) -> None:
         "box/APs": 0.25,
         "per_class_box_AP/cat": 0.5,
     }
-    assert events.Tags()["images"] == ["first"]
+    assert events.Tags()["images"] == ["predictions/first"]
 
 
 def test_resuming_drops_steps_that_will_be_taken_again(tmp_path: Path) -> None:
