@@ -68,7 +68,7 @@ def test_the_run_directory_holds_everything(trained: Path) -> None:
         events["scalars"]
     )
     [picture] = (trained / "pictures").glob("*.jpg")
-    assert events["images"] == [picture.stem]
+    assert events["images"] == [f"predictions/{picture.stem}"]
 
 
 def test_checkpoints_hold_what_their_users_need(trained: Path) -> None:
