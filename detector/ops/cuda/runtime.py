@@ -269,7 +269,6 @@ class CudaBackend:
     def __init__(self) -> None:
         self._modules: dict[tuple[object, int], ObjectCode] = {}
         self._loaded: dict[tuple[Kernel, int], object] = {}
-        self._streams: dict[tuple[int, int], object] = {}
 
     def launch(
         self,
@@ -286,7 +285,8 @@ class CudaBackend:
             from cuda.core import launch as cuda_launch
 
             config = LaunchConfig(grid=grid, block=(block, 1, 1), shmem_size=shared_bytes)
-            cuda_launch(self._stream(device), config, loaded, *map(_as_parameter, arguments))
+            stream = _StreamHandle(torch.cuda.current_stream(device).cuda_stream)
+            cuda_launch(stream, config, loaded, *map(_as_parameter, arguments))
 
     def _load(self, kernel: Kernel, device: torch.device) -> object:
         key = (kernel, device.index)
@@ -307,18 +307,11 @@ class CudaBackend:
                 raise KernelsUnavailable(f"{kernel.name} cannot be loaded: {error}") from error
         return self._loaded[key]
 
-    def _stream(self, device: torch.device) -> object:
-        handle = torch.cuda.current_stream(device).cuda_stream
-        key = (device.index, handle)
-        if key not in self._streams:
-            from cuda.core import Device
-
-            self._streams[key] = Device(device.index).create_stream(_StreamHandle(handle))
-        return self._streams[key]
-
 
 @dataclass(frozen=True)
 class _StreamHandle:
+    """PyTorch's stream in the form every CUDA library takes."""
+
     handle: int
 
     def __cuda_stream__(self) -> tuple[int, int]:

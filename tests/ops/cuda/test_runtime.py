@@ -257,7 +257,7 @@ class FakeCuda(ModuleType):
 
     def __init__(self) -> None:
         super().__init__("cuda.core")
-        self.loaded, self.current, self.streams, self.launches = [], [], [], []
+        self.loaded, self.current, self.launches = [], [], []
         self.fail = False
         outer = self
 
@@ -267,10 +267,6 @@ class FakeCuda(ModuleType):
 
             def set_current(self) -> None:
                 outer.current.append(self.index)
-
-            def create_stream(self, handle: object) -> tuple:
-                outer.streams.append((self.index, handle.__cuda_stream__()))
-                return outer.streams[-1]
 
         class ObjectCode:
             @staticmethod
@@ -306,9 +302,9 @@ def test_a_kernel_is_loaded_once_and_launched_on_the_current_stream(cuda, compil
     backend.launch(KERNEL, (7, 1, 1), 64, 16, (data,))
     assert compiled == [KERNEL]
     assert cuda.loaded == [b"code 1"]
-    assert [stream[1] for stream in cuda.streams] == [(0, 0), (0, 77)]
     (stream, config, kernel, pointer, count, factor), second, third = cuda.launches
-    assert stream[1] == (0, 0) and second[0][1] == third[0][1] == (0, 77)
+    assert stream.__cuda_stream__() == (0, 0)
+    assert second[0].__cuda_stream__() == third[0].__cuda_stream__() == (0, 77)
     assert config == {"grid": (5, 1, 1), "block": (64, 1, 1), "shmem_size": 16}
     assert kernel == (b"code 1", "scale")
     assert (pointer, count) == (data.data_ptr(), 3)
