@@ -16,18 +16,11 @@
 
 typedef Vector<float, 4> Box;
 
-// Reads a box and its area. One that is not finite has IoU 0 with all, as in PyTorch, where NaN
-// spreads: it becomes an inverted box, which touches nothing.
+// Reads a box and its area. A box that is not finite, or a NaN, makes the union infinite or NaN, and
+// then no comparison with it holds: the IoU counts as 0, as in PyTorch.
 __device__ __forceinline__ float read_box(const float* from, Box* box) {
   for (int i = 0; i < 4; ++i) box->values[i] = from[i];
-  float width = exact_sub(box->values[2], box->values[0]);
-  float height = exact_sub(box->values[3], box->values[1]);
-  float area = exact_mul(fmaxf(width, 0.f), fmaxf(height, 0.f));
-  const float infinity = __uint_as_float(0x7f800000u);
-  if (width == width && height == height && area < infinity) return area;
-  box->values[0] = box->values[1] = infinity;
-  box->values[2] = box->values[3] = -infinity;
-  return 0.f;
+  return exact_area(box->values);
 }
 
 __device__ __forceinline__ void intersect(const Box& a, float area_a, const Box& b, float area_b,

@@ -18,7 +18,7 @@
 #define EMPTY_SLOT 0xffffffffu
 
 __device__ __forceinline__ unsigned score_key(float score) {
-  if (score != score) return 0u;
+  if (score != score) return 0u;  // of either sign
   unsigned bits = __float_as_uint(score == 0.f ? 0.f : score);  // -0 ties with 0
   return bits >> 31 ? bits : bits ^ 0x7fffffffu;
 }
@@ -129,22 +129,13 @@ extern "C" __global__ void nms_merge_chunks(const float* boxes, const Int* chunk
   sorted_keys[to] = key;
   sorted_slots[to] = slot;
   keep[from] = false;
-  Vector<float, 4> box;  // one by one: the caller's boxes may start anywhere
-  for (int i = 0; i < 4; ++i) box.values[i] = boxes[from * 4 + i];
-  float sum = box.values[0] + box.values[1] + box.values[2] + box.values[3];
-  if (sum != sum) {
-    // NaN overlaps nothing, as in PyTorch; fminf and fmaxf would look past it. Opposite infinities
-    // add up to NaN too: such a box has infinite area and an IoU of 0 with all.
-    float infinity = __uint_as_float(0x7f800000u);
-    box.values[0] = box.values[1] = infinity;
-    box.values[2] = box.values[3] = -infinity;
-  }
-  *reinterpret_cast<Vector<float, 4>*>(sorted_boxes + to * 4) = box;
+  // One by one: the caller's boxes may start anywhere, these are read 16 bytes at once.
+  for (int i = 0; i < 4; ++i) sorted_boxes[to * 4 + i] = boxes[from * 4 + i];
 }
 
 // IoU above the threshold, with the bits of the quotient. The quotient cannot exceed the threshold
 // unless the intersection is at least the (rounded, hence monotone) product, so almost all pairs
-// are refused without a division.
+// are refused without a division. A NaN makes the union NaN, which compares false.
 __device__ __forceinline__ bool overlaps(const Vector<float, 4>& a, float area_a,
                                          const Vector<float, 4>& b, float area_b,
                                          float threshold) {

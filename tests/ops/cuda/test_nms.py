@@ -121,9 +121,11 @@ def test_numbers_that_are_not_finite(host_kernels, path):
     assert keep[0].tolist() == [False] + [True] * (boxes.shape[1] - 1)
 
 
-def test_zeros_of_either_sign_are_ties(host_kernels):
+@pytest.mark.parametrize("value", [0.0, math.nan])
+def test_sign_of_zero_and_of_nan_does_not_matter(host_kernels, value):
     boxes = torch.tensor([0.0, 0, 10, 10]).expand(1, 3, 4)
-    scores = torch.tensor([[-0.0, 0.0, -0.0]])
+    scores = torch.tensor([[value, value, value]]).copysign(torch.tensor([-1.0, 1.0, -1.0]))
+    assert scores.signbit().tolist() == [[True, False, True]]
     case = (boxes, scores, torch.zeros(1, 3).long(), torch.ones(1, 3).bool(), 0.5)
     assert kernels.nms_slots(*case)[0].tolist() == [True, False, False]
     assert torch.equal(nms_slots(*case), kernels.nms_slots(*case))
