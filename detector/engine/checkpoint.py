@@ -17,6 +17,7 @@ A checkpoint is a ``torch.save`` file of plain tensors, numbers and text, readab
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ TRUSTED = (
     "torch.optim.",
     "torchvision.ops.",
 )
+_log = logging.getLogger(__name__)
+
 REQUIRED = ("format", "model", "config", "class_names", "category_ids", "step")
 REQUIRED_TO_RESUME = ("optimizer", "loader", "evaluation", "best")
 
@@ -109,6 +112,27 @@ def check_resumable(path: str | Path, content: dict[str, Any]) -> None:
         raise ValueError(
             f"{path} has no {', '.join(missing)}: training cannot go on from it. Give a last.pt or "
             "best.pt as training wrote it"
+        )
+
+
+def check_newest(path: Path, content: dict[str, Any], last: Path) -> None:
+    """Going on from an older checkpoint may not replace a later one of the same run.
+
+    Args:
+        path: of the checkpoint that training goes on from.
+        content: its content.
+        last: where training will save.
+
+    Raises:
+        ValueError: there is a later checkpoint at ``last``.
+    """
+    if not last.is_file() or (path.exists() and path.samefile(last)):
+        return
+    saved = load_checkpoint(last)["step"]
+    if saved > content["step"]:
+        raise ValueError(
+            f"{path} is of step {content['step']}, and training on from it would overwrite {last} "
+            f"of step {saved}. Choose another run_dir, or go on with resume={last}"
         )
 
 
@@ -238,6 +262,11 @@ def check_classes(
         raise ValueError(
             f"{path} and {dataset} have the same classes in another order: {_some(known)} and "
             f"{_some(class_names)}. Give the categories the ids' order of the training set"
+        )
+    if known != class_names:
+        _log.warning(
+            "%s calls its classes %s, %s calls them %s: they are taken to be the same, in order",
+            *(path, _some(known), dataset, _some(class_names)),
         )
 
 

@@ -21,6 +21,7 @@ from detector.engine.checkpoint import (
     FORMAT,
     best_metric,
     check_classes,
+    check_newest,
     check_resumable,
     checkpoint_config,
     load_checkpoint,
@@ -67,6 +68,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     former = load_checkpoint(resume_from) if resume_from else None
     if former:
         check_resumable(resume_from, former)
+        check_newest(resume_from, former, run.last)
     runtime = assembly.build(cfg.runtime)
     runtime.apply()
 

@@ -10,6 +10,7 @@ from detector.engine.atomic_file import atomic_copy, atomic_write
 from detector.engine.checkpoint import (
     best_metric,
     check_classes,
+    check_newest,
     check_resumable,
     checkpoint_config,
     load_checkpoint,
@@ -114,6 +115,18 @@ def test_weights_alone_are_refused_for_resuming() -> None:
         check_resumable("best.pt", full)
 
 
+def test_a_later_checkpoint_is_not_overwritten(tmp_path: Path) -> None:
+    last, best = tmp_path / "last.pt", tmp_path / "best.pt"
+    former = content(step=4)
+    check_newest(best, former, last)  # nothing there
+    torch.save(content(step=4), last)
+    check_newest(best, former, last)
+    torch.save(content(step=6), last)
+    with pytest.raises(ValueError, match=r"best\.pt is of step 4.*last\.pt of step 6"):
+        check_newest(best, former, last)
+    check_newest(last, former, last)
+
+
 def test_the_config_keeps_interpolations_but_no_initial_weights() -> None:
     config = checkpoint_config(content())
     assert config.model.backbone.weights is None and config.model.backbone.name == "resnet18"
@@ -149,9 +162,13 @@ def test_weights_of_another_model_are_refused_with_counts_and_names() -> None:
         assert part in message
 
 
-def test_other_classes_are_refused_and_other_names_are_not() -> None:
+def test_other_classes_are_refused_and_other_names_are_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     check_classes("last.pt", content(), ["cat", "dog"], "val.json")
+    assert not caplog.text
     check_classes("last.pt", content(), ["Katze", "Hund"], "val.json")
+    assert "last.pt calls its classes cat, dog, val.json calls them Katze, Hund" in caplog.text
     with pytest.raises(ValueError, match=r"last\.pt .* 2 classes .* val\.json has 1 \(cat\)"):
         check_classes("last.pt", content(), ["cat"], "val.json")
     with pytest.raises(ValueError, match="another order"):
