@@ -34,6 +34,8 @@ class OpCase:
         exact: results equal the reference's bit for bit; otherwise to the rounding of ``dtype``.
         capturable: has fixed shapes, asks nothing of the GPU and can be part of a CUDA graph.
         traceable: ``torch.compile(fullgraph=True)`` takes it.
+        rounds_on_cpu: the CPU path computes in the dtype of 16-bit features, where a GPU has
+            float32.
         custom_ops: ``custom_ops(device)`` gives ``(op, arguments)`` pairs for
             ``torch.library.opcheck``, the ops as in ``torch.ops.detector.<name>.default``.
     """
@@ -48,6 +50,7 @@ class OpCase:
     exact: bool = False
     capturable: bool = True
     traceable: bool = True
+    rounds_on_cpu: bool = False
     custom_ops: Callable[[torch.device], list[tuple[Any, tuple[Any, ...]]]] | None = None
 
 

@@ -83,6 +83,7 @@ CASES = [
         gradients=(0,),
         dtypes=ALL_DTYPES,
         layouts=LAYOUTS,
+        rounds_on_cpu=True,
         custom_ops=custom_ops if channels == 8 else None,
     )
     # Whole vectors of channels, and channels that are not.

@@ -37,7 +37,8 @@ def plain_arguments(case: OpCase) -> tuple:
 def test_results_are_those_of_the_reference(case, dtype, layout):
     arguments = case.make(CPU, dtype, layout)
     results = case.op(*arguments)
-    assert_same(results, case.reference(*widened(arguments)), case.exact)
+    rounded = {"sums_in": dtype, "steps": 4} if case.rounds_on_cpu and dtype.itemsize == 2 else {}
+    assert_same(results, case.reference(*widened(arguments)), case.exact, **rounded)
     for result in tensors_of(results):
         if result.is_floating_point():
             assert result.dtype == dtype
@@ -52,7 +53,8 @@ def test_gradients_are_those_of_the_reference(case, dtype, layout):
     _, expected = run_backward(case.reference, widened(arguments), case.gradients)
     assert any(gradient.any() for gradient in expected), "the case shows no gradient"
     # On the CPU a 16-bit gradient may be added up in 16 bits.
-    rounded = {"sums_in": dtype, "steps": 4} if dtype.itemsize == 2 else {}
+    steps = 16 if case.rounds_on_cpu else 4
+    rounded = {"sums_in": dtype, "steps": steps} if dtype.itemsize == 2 else {}
     assert_same(gradients, expected, exact=False, **rounded)
     for gradient, argument in zip(
         gradients, tensors_of([arguments[i] for i in case.gradients]), strict=True
