@@ -17,6 +17,7 @@ import io
 import os
 import re
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -181,6 +182,10 @@ def _pasted(name: str, seen: set[str]) -> str:
 # Compiling
 
 
+# cuda-core renames its modules while it is imported: a second thread would find half of them.
+_one_thread = threading.RLock()
+
+
 def compile_kernel(kernel: Kernel, architecture: str) -> tuple[bytes, str]:
     """Machine code for an architecture such as ``"sm_90"``, and ptxas's report.
 
@@ -190,7 +195,8 @@ def compile_kernel(kernel: Kernel, architecture: str) -> tuple[bytes, str]:
         KernelsUnavailable: ``cuda-core`` is missing or NVRTC refuses, with its log.
     """
     try:
-        from cuda.core import Program, ProgramOptions
+        with _one_thread:
+            from cuda.core import Program, ProgramOptions
     except ImportError as error:
         raise KernelsUnavailable(f"cuda-core cannot be imported ({error})") from error
     log = io.StringIO()
@@ -269,6 +275,7 @@ class CudaBackend:
     def __init__(self) -> None:
         self._modules: dict[tuple[object, int], ObjectCode] = {}
         self._loaded: dict[tuple[Kernel, int], object] = {}
+        self._this_thread = threading.local()
 
     def launch(
         self,
@@ -280,7 +287,8 @@ class CudaBackend:
     ) -> None:
         device = next(x.device for x in arguments if isinstance(x, Tensor))
         with torch.cuda.device(device):
-            loaded = self._load(kernel, device)
+            with _one_thread:
+                loaded = self._load(kernel, device)
             from cuda.core import LaunchConfig
             from cuda.core import launch as cuda_launch
 
@@ -290,11 +298,14 @@ class CudaBackend:
 
     def _load(self, kernel: Kernel, device: torch.device) -> object:
         key = (kernel, device.index)
-        if key not in self._loaded:
+        if key not in self._loaded or not hasattr(self._this_thread, "has_context"):
             try:
                 from cuda.core import Device, ObjectCode
 
-                Device(device.index).set_current()  # the primary context, which PyTorch uses too
+                # The primary context, which PyTorch uses too. A thread of autograd may have none
+                # yet: PyTorch's own first call would make it, and ours may come before.
+                Device(device.index).set_current()
+                self._this_thread.has_context = True
                 module_key = (kernel.module, device.index)
                 if module_key not in self._modules:
                     major, minor = torch.cuda.get_device_capability(device)

@@ -7,6 +7,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -240,13 +241,9 @@ def test_a_grid_without_blocks_launches_nothing(recorder, grid):
 
 
 @pytest.mark.parametrize("grid", [2**31, (1, 65536), (1, 1, 65536), (0, 65536)])
-def test_a_grid_beyond_what_cards_take_is_refused(recorder, grid):
+def test_more_than_every_card_has_is_refused(recorder, grid):
     with pytest.raises(AssertionError, match="too large"):
         runtime.launch(KERNEL, grid, 32)
-    assert recorder.launches == []
-
-
-def test_more_shared_memory_than_every_card_has_is_refused(recorder):
     with pytest.raises(AssertionError, match="shared memory"):
         runtime.launch(KERNEL, 1, 32, shared_bytes=48 * 1024 + 1)
     assert recorder.launches == []
@@ -312,19 +309,28 @@ def test_a_kernel_is_loaded_once_and_launched_on_the_current_stream(cuda, compil
     assert second[3:] == (0, data.data_ptr())
 
 
-@pytest.mark.parametrize(
-    ("argument", "kind", "value"),
-    [(None, int, 0), (7, int, 7), (2**40, int, 2**40), (True, int, 1), (-1, int, -1)],
-)
-def test_numbers_and_null_arrive_as_integers(argument, kind, value):
-    parameter = runtime._as_parameter(argument)
-    assert type(parameter) is kind and parameter == value
+def test_every_thread_gets_the_context_of_its_device_once(cuda, compiled):
+    backend, data = runtime.CudaBackend(), torch.zeros(3)
+
+    def launch_twice() -> None:
+        for _ in range(2):
+            backend.launch(KERNEL, (5, 1, 1), 64, 16, (data,))
+
+    launch_twice()
+    assert len(cuda.current) == 1
+    thread = threading.Thread(target=launch_twice)
+    thread.start()
+    thread.join()
+    assert len(cuda.current) == 2
+    assert len(cuda.launches) == 4 and compiled == [KERNEL]
 
 
-def test_floats_arrive_with_four_bytes():
+def test_numbers_arrive_as_integers_and_floats_with_four_bytes():
+    for argument, value in ((None, 0), (7, 7), (2**40, 2**40), (True, 1), (-1, -1)):
+        parameter = runtime._as_parameter(argument)
+        assert type(parameter) is int and parameter == value
     parameter = runtime._as_parameter(0.1)
-    assert isinstance(parameter, ctypes.c_float)
-    assert parameter.value == torch.tensor(0.1).item()
+    assert isinstance(parameter, ctypes.c_float) and parameter.value == torch.tensor(0.1).item()
 
 
 def test_code_that_does_not_load_makes_kernels_unavailable(cuda):

@@ -1,9 +1,9 @@
 """Specialisations compile for every kind of card and keep their data in registers.
 
 ``pytest -rP tests/ops/cuda/test_specialisations.py`` shows the table of registers, as does
-``python tools/benchmark.py what=kernels``. Between the oldest, the newest and the one tuned for most,
-only one kernel of each file is compiled, unless ``DETECTOR_ALL_ARCHITECTURES=1``: registers hardly
-differ there, and all of them take minutes.
+``python tools/benchmark.py what=kernels``. Between the oldest, the newest and the one tuned for
+most, only one kernel of each file is compiled unless ``DETECTOR_ALL_ARCHITECTURES=1``: registers
+hardly differ there, and all of them take minutes.
 """
 
 from __future__ import annotations
