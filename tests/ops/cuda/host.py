@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -35,6 +36,14 @@ def find_compiler() -> str | None:
     return None
 
 
+def kernel_names(source: str) -> list[str]:
+    """The kernels that a source file defines."""
+    return re.findall(
+        r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(',
+        runtime.read_source(source),
+    )
+
+
 class HostBackend:
     """Runs kernels as C++, thread by thread.
 
@@ -48,7 +57,7 @@ class HostBackend:
         self.compiler = compiler
         self.order = ORDERS[0]
         self.launched: list[Kernel] = []
-        self._loaded: dict[Kernel, ctypes.CDLL] = {}
+        self._loaded: dict[object, ctypes.CDLL] = {}
 
     def launch(
         self,
@@ -69,7 +78,7 @@ class HostBackend:
                 kinds, values = kinds + "p", values + struct.pack("<Q", pointer)
             else:
                 kinds, values = kinds + "i", values + struct.pack("<q", int(argument))
-        failure = self._load(kernel).run(
+        failure = getattr(self._load(kernel), f"run_{kernel.name}")(
             (ctypes.c_uint * 3)(*grid),
             ctypes.c_uint(block),
             ctypes.c_uint(shared_bytes),
@@ -82,26 +91,30 @@ class HostBackend:
             raise RuntimeError(f"{kernel.source}: {kernel.name} {failure.decode()}")
 
     def _load(self, kernel: Kernel) -> ctypes.CDLL:
-        if kernel not in self._loaded:
+        if kernel.module not in self._loaded:
             library = ctypes.CDLL(str(self._build(kernel)))
-            library.run.restype = ctypes.c_char_p
-            self._loaded[kernel] = library
-        return self._loaded[kernel]
+            for name in kernel_names(kernel.source):
+                getattr(library, f"run_{name}").restype = ctypes.c_char_p
+            self._loaded[kernel.module] = library
+        return self._loaded[kernel.module]
 
     def _build(self, kernel: Kernel) -> Path:
         macros = "".join(f"#define {name} {value}\n" for name, value in kernel.macros)
         program = f"""{macros}#include "host_cuda.h"
 #line 1 "{kernel.source}"
 {runtime.read_source(kernel.source)}
-extern "C" const char* run(const unsigned* grid, unsigned block, unsigned shared_bytes,
-                           const char* kinds, const unsigned long long* values, int order,
-                           unsigned long long seed) {{
-  return host::launch({kernel.name}, grid, block, shared_bytes, kinds, values, order, seed);
+"""
+        for name in kernel_names(kernel.source):
+            program += f"""
+extern "C" const char* run_{name}(const unsigned* grid, unsigned block, unsigned shared_bytes,
+                                  const char* kinds, const unsigned long long* values, int order,
+                                  unsigned long long seed) {{
+  return host::launch({name}, grid, block, shared_bytes, kinds, values, order, seed);
 }}
 """
         made_from = repr((program, HEADER.read_text(), OPTIONS, self.compiler))
         digest = hashlib.sha256(made_from.encode()).hexdigest()[:32]
-        library = self.folder / f"{kernel.name}-{digest}.so"
+        library = self.folder / f"{Path(kernel.source).stem}-{digest}.so"
         if not library.exists():
             source = library.with_suffix(f".{os.getpid()}.cpp")
             partial = library.with_suffix(f".{os.getpid()}.partial")
@@ -120,6 +133,7 @@ extern "C" const char* run(const unsigned* grid, unsigned block, unsigned shared
 def running_on(backend: HostBackend, order: str = ORDERS[0]) -> Iterator[HostBackend]:
     """Within this context every kernel launch runs on ``backend``, its threads in ``order``."""
     backend.order = order
+    backend.launched.clear()
     before = runtime.use_backend(backend)
     try:
         yield backend
