@@ -85,7 +85,8 @@ __device__ __forceinline__ Samples samples_of(Int roi, const Accumulator* grids,
                  {grid[1], grid[3], any ? count_y : 0, shape.height}};
 }
 
-extern "C" __global__ void __launch_bounds__(256) pool_samples_forward(
+// Three blocks a multiprocessor: left to itself, ptxas keeps to 64 registers and spills on sm_120.
+extern "C" __global__ void __launch_bounds__(256, 3) pool_samples_forward(
     LEVELS_OF(const Scalar), const long long* image_index, const int* level_index,
     const Accumulator* grids, const int* counts, Scalar* output, int* argmax, Int num_rois,
     Int num_images, Int channels, Int pooled_height, Int pooled_width, Int fixed_count) {
