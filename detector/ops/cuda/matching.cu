@@ -117,25 +117,23 @@ extern "C" __global__ void __launch_bounds__(THREADS) match_anchors(
 // at least the poorest gt's best can: blocks without such an anchor leave at once, the rest compute
 // the same bits again.
 extern "C" __global__ void __launch_bounds__(THREADS) match_low_quality(
-    const float* anchors, const float* gt_boxes, const bool* gt_valid, Int* labels,
-    const float* best_of_anchor, const int* best_of_gt, Int num_anchors, Int num_gts,
-    Int anchor_stride, Int blocks_per_image) {
+    const float* anchors, const float* gt_boxes, Int* labels, const float* best_of_anchor,
+    const int* best_of_gt, Int num_anchors, Int num_gts, Int anchor_stride, Int blocks_per_image) {
   __shared__ Box tile[TILE];
   __shared__ float areas[TILE];
-  __shared__ int bests[TILE];  // 0: claims nothing
+  __shared__ int bests[TILE];  // 0 of an empty slot, and of a gt that nothing touches: claims none
   __shared__ int poorest;
   const Int image = blockIdx.x / blocks_per_image;
   const Int anchor = blockIdx.x % blocks_per_image * THREADS + threadIdx.x;
   const Int at = image * num_anchors + anchor;
   gt_boxes += image * num_gts * 4;
-  gt_valid += image * num_gts;
   best_of_gt += image * num_gts;
 
   if (threadIdx.x == 0) poorest = 0x7f800000;
   __syncthreads();
   int mine = 0x7f800000;
   for (Int gt = threadIdx.x; gt < num_gts; gt += THREADS)
-    if (gt_valid[gt] && best_of_gt[gt] > 0) mine = min(mine, best_of_gt[gt]);
+    if (best_of_gt[gt] > 0) mine = min(mine, best_of_gt[gt]);
   for (int step = WARP_SIZE / 2; step > 0; step /= 2)
     mine = min(mine, __shfl_xor_sync(FULL_WARP, mine, step));
   if (threadIdx.x % WARP_SIZE == 0) atomicMin(&poorest, mine);
@@ -153,7 +151,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) match_low_quality(
     const int count = static_cast<int>(min(static_cast<Int>(TILE), num_gts - base));
     if (threadIdx.x < count) {
       areas[threadIdx.x] = read_box(gt_boxes + (base + threadIdx.x) * 4, &tile[threadIdx.x]);
-      bests[threadIdx.x] = gt_valid[base + threadIdx.x] ? best_of_gt[base + threadIdx.x] : 0;
+      bests[threadIdx.x] = best_of_gt[base + threadIdx.x];
     }
     __syncthreads();
     for (int gt = 0; gt < count && open && !claimed; ++gt) {

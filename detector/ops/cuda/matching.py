@@ -63,7 +63,7 @@ def match_boxes(
             _kernel("match_low_quality", per_thread),
             num_images * blocks_per_image,
             THREADS,
-            *(anchors, gt_boxes, gt_valid, labels, best_of_anchor, best_of_gt),
+            *(anchors, gt_boxes, labels, best_of_anchor, best_of_gt),
             *(num_anchors, num_gts, stride, blocks_per_image),
         )
     return matched, labels
