@@ -19,7 +19,7 @@ ROIS = torch.tensor(
     [
         [0, 8.3, 11.7, 61.1, 33.9],
         [1, 0, 0, 80, 64],
-        [1, -20, -13, 31, 40],
+        [1, -22, -13, 31, 40],
         [0, 50, 40, 130, 110],
         [0, 200, 200, 260, 260],
         [1, 33, 22, 34, 23],
@@ -72,10 +72,8 @@ def test_a_part_outside_the_map_is_zero():
 
 @pytest.mark.parametrize("mode", ["max", "avg"])
 def test_numerical_gradient(mode):
-    features = random_features(torch.float64, channels=2).requires_grad_()
-    torch.autograd.gradcheck(
-        lambda x: roi_warp(x, ROIS.double(), (2, 1), 1 / 8, mode), features, fast_mode=False
-    )
+    features = random_features(torch.float64, channels=1).requires_grad_()
+    torch.autograd.gradcheck(lambda x: roi_warp(x, ROIS.double(), (2, 1), 1 / 8, mode), features)
 
 
 @pytest.mark.parametrize("mode", ["max", "avg"])
