@@ -9,12 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detector.ops import crop_and_resize, roi_align, roi_pool, roi_warp, sampled_pooling
+from detector.ops import (
+    crop_and_resize,
+    roi_align,
+    roi_pool,
+    roi_warp,
+    sampled_pooling,
+    spatial_pyramid_pool,
+)
 from detector.ops.reference import crop_and_resize as reference_crop_and_resize
 from detector.ops.reference import roi_align as reference_roi_align
 from detector.ops.reference import roi_pool as reference_roi_pool
 from detector.ops.reference import roi_warp as reference_roi_warp
-from detector.ops.spatial_pyramid import spatial_pyramid_pool
+from detector.ops.roi_align import align_samples
+from detector.ops.roi_pool import pool_rois
 from tests.ops.case import ALL_DTYPES, LAYOUTS, OpCase
 
 SCALE = 0.25  # of the map to the picture, which is four times as large
@@ -93,7 +101,7 @@ def _pool_samples(
         features, boxes = _rows(device, torch.float32, layout, channels=8)
         # opcheck compares what two runs give, and NaN is like nothing.
         boxes = boxes[boxes.isfinite().all(1)]
-        grid, samples = roi_align.align_samples(boxes[:, 1:] * SCALE, (2, 3), ratio, True)
+        grid, samples = align_samples(boxes[:, 1:] * SCALE, (2, 3), ratio, True)
         index = boxes[:, 0].long()
         options = (max(ratio, 0), border, mode)
         where = (index, grid, samples)
@@ -129,7 +137,7 @@ def _pool_rois(device: torch.device, mode: str = "max") -> list[tuple[Any, tuple
             )
         )
         with torch.no_grad():
-            pooled, argmax = roi_pool.pool_rois(features, *where, 2, 3, mode)
+            pooled, argmax = pool_rois(features, *where, 2, 3, mode)
         last = layout == torch.channels_last
         arguments = (pooled, argmax, *where, *features.shape, mode, last)
         calls.append((torch.ops.detector.roi_pool_backward.default, arguments))
@@ -169,19 +177,19 @@ def _reference_pyramid(
 
 
 def _align(name: str, *options: Any, **named: Any) -> OpCase:
-    return _case(name, roi_align.roi_align, reference_roi_align.roi_align, *options, **named)
+    return _case(name, roi_align, reference_roi_align.roi_align, *options, **named)
 
 
 def _pool(name: str, *options: Any, **named: Any) -> OpCase:
-    return _case(name, roi_pool.roi_pool, reference_roi_pool.roi_pool, *options, **named)
+    return _case(name, roi_pool, reference_roi_pool.roi_pool, *options, **named)
 
 
 def _warp(name: str, *options: Any, **named: Any) -> OpCase:
-    return _case(name, roi_warp.roi_warp, reference_roi_warp.roi_warp, *options, **named)
+    return _case(name, roi_warp, reference_roi_warp.roi_warp, *options, **named)
 
 
 def _crop(name: str, *options: Any, **named: Any) -> OpCase:
-    op, reference = crop_and_resize.crop_and_resize, reference_crop_and_resize.crop_and_resize
+    op, reference = crop_and_resize, reference_crop_and_resize.crop_and_resize
     return _case(name, op, reference, *options, make=_normalised, **named)
 
 
