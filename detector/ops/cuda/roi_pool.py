@@ -36,9 +36,9 @@ def roi_pool(
     batch, channels, height, width = features.shape
     shape = (len(boxes), channels, pooled_height, pooled_width)
     pooled = torch.empty(shape, dtype=features.dtype, device=features.device, memory_format=layout)
-    argmax = torch.empty(shape if mode == "max" else 0, dtype=torch.int32, device=features.device)
+    argmax = torch.empty(0, dtype=torch.int32, device=features.device)
     if mode == "max":
-        argmax = argmax.contiguous(memory_format=layout)
+        argmax = torch.empty_like(pooled, dtype=torch.int32, memory_format=layout)
     macros = _macros(features, mode, layout)
     outputs = pooled_height * pooled_width * channels
     if layout == torch.channels_last:
@@ -92,8 +92,8 @@ def roi_pool_backward(
     num_rois, _, pooled_height, pooled_width = grad.shape
     macros = _macros(grad, mode, layout)
     if not torch.are_deterministic_algorithms_enabled():
-        result = torch.zeros(shape, dtype=boxes.dtype, device=grad.device)
-        result = result.contiguous(memory_format=layout)
+        result = torch.empty(shape, dtype=boxes.dtype, device=grad.device, memory_format=layout)
+        result.zero_()
         outputs = channels * pooled_height * pooled_width
         groups = -(-outputs // (_BLOCK * _OUTPUTS_EACH))
         launch(

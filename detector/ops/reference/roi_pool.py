@@ -47,21 +47,26 @@ def pool_rois(
     pooled, argmaxes = [], []
     for rois in _chunks(boxes, channels * pooled_height * pooled_width):
         shape = (len(boxes[rois]), *bins, channels)
-        total = torch.zeros(shape, dtype=dtype, device=features.device)
-        best = torch.full_like(total, torch.finfo(dtype).min)
-        argmax = torch.full(shape, -1, dtype=torch.int32, device=features.device)
+        visits = _visits(features.shape, boxes[rois], image_index[rois], bins)
         count = torch.zeros((*shape[:-1], 1), dtype=dtype, device=features.device)
-        for row, cell, inside in _visits(features.shape, boxes[rois], image_index[rois], bins):
-            value = torch.where(inside[..., None], table[row].to(dtype), 0.0)
-            total, count = total + value, count + inside[..., None]
-            larger = inside[..., None] & (value > best)  # never a NaN
-            best = torch.where(larger, value, best)
-            argmax = torch.where(larger, cell[..., None], argmax)
+        value = torch.zeros(shape, dtype=dtype, device=features.device)
         if mode == "avg":
-            pooled.append(total / count.clamp(min=1))
-        else:
-            pooled.append(torch.where(count > 0, best, 0.0))
-            argmaxes.append(argmax)
+            for row, _, inside in visits:
+                inside = inside[..., None]
+                value = value + torch.where(inside, table[row], 0.0)
+                count = count + inside
+            pooled.append(value / count.clamp(min=1))
+            continue
+        value.fill_(torch.finfo(dtype).min)
+        argmax = torch.full(shape, -1, dtype=torch.int32, device=features.device)
+        for row, cell, inside in visits:
+            inside, found = inside[..., None], table[row].to(dtype)
+            larger = inside & (found > value)  # never a NaN
+            value = torch.where(larger, found, value)
+            argmax = torch.where(larger, cell[..., None], argmax)
+            count = count + inside
+        pooled.append(torch.where(count > 0, value, 0.0))
+        argmaxes.append(argmax)
     pooled = torch.cat(pooled).to(features.dtype).permute(0, 3, 1, 2)
     if mode == "avg":
         return pooled, image_index.new_empty(0, dtype=torch.int32)
