@@ -30,9 +30,9 @@ def match_boxes(
     has with some gt is positive too, so that no gt stays without an anchor. A gt that no anchor
     touches claims none.
 
-    The matrix of all overlaps never exists: memory is O(A + G) on CUDA, and a few MiB beside the
-    results on the CPU. Arithmetic is float32 with the same bits on every device. A box with a
-    coordinate that is NaN has IoU 0 with all.
+    The matrix of all overlaps never exists: memory is O(A + G) on CUDA; on the CPU 268000 anchors
+    and 2000 gts take 18 MiB beside the results. Arithmetic is float32 with the same bits on every
+    device. A box with a coordinate that is NaN or infinite has IoU 0 with all.
 
     Args:
         anchors: ``(A, 4)``, or ``(B, A, 4)`` where they differ from image to image.
