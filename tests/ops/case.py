@@ -36,6 +36,7 @@ class OpCase:
         traceable: ``torch.compile(fullgraph=True)`` takes it.
         rounds_on_cpu: the CPU path computes in the dtype of 16-bit features, where a GPU has
             float32.
+        sums_rounded: a gradient is the sum of parts, each rounded to the dtype of the features.
         custom_ops: ``custom_ops(device)`` gives ``(op, arguments)`` pairs for
             ``torch.library.opcheck``, the ops as in ``torch.ops.detector.<name>.default``.
     """
@@ -51,6 +52,7 @@ class OpCase:
     capturable: bool = True
     traceable: bool = True
     rounds_on_cpu: bool = False
+    sums_rounded: bool = False
     custom_ops: Callable[[torch.device], list[tuple[Any, tuple[Any, ...]]]] | None = None
 
 
