@@ -39,7 +39,7 @@ def crop_and_resize(
     x_start, x_step = _axis(boxes[:, 0], boxes[:, 2], features.shape[3], width)
     y_start, y_step = _axis(boxes[:, 1], boxes[:, 3], features.shape[2], height)
     grid = torch.stack((x_start, y_start, x_step, y_step), 1)
-    samples = torch.ones((len(boxes), 2), dtype=torch.int32, device=features.device)
+    samples = torch.ones((boxes.shape[0], 2), dtype=torch.int32, device=features.device)
     return pool_samples(features, image_index, grid, samples, height, width, 1, "zero", "avg")[0]
 
 

@@ -72,14 +72,14 @@ def roi_align(
     if (
         mode == "avg"
         and features.device.type == "cpu"
-        and len(features)
+        and features.shape[0]
         and _has_small_tables(boxes, (height, width), sampling_ratio)
     ):
         if sampling_ratio <= 0 and aligned:
             # Without samples they are zeros; torchvision would make a table of negative size.
             empty = (boxes[:, 2:] <= boxes[:, :2]).any(1, keepdim=True)
             boxes = torch.where(empty, torch.nan, boxes)
-        rois, image_index = park_unusable(boxes, image_index, len(features))
+        rois, image_index = park_unusable(boxes, image_index, features.shape[0])
         pooled = torchvision.ops.roi_align(
             features.to(rois.dtype),
             torch.cat((image_index[:, None].to(rois), rois), 1),
@@ -89,7 +89,7 @@ def roi_align(
             aligned,
         )
         return pooled.to(features.dtype).contiguous(memory_format=memory_format_of(features))
-    boxes = torch.where(usable(boxes, image_index, len(features))[:, None], boxes, torch.nan)
+    boxes = torch.where(usable(boxes, image_index, features.shape[0])[:, None], boxes, torch.nan)
     grid, samples = align_samples(boxes, (height, width), sampling_ratio, aligned)
     max_samples = max(sampling_ratio, 0)
     return pool_samples(
@@ -128,7 +128,7 @@ def align_samples(
 
 def _has_small_tables(boxes: Tensor, output_size: tuple[int, int], sampling_ratio: int) -> bool:
     """Whether torchvision's tables stay small; while compiling nobody can know."""
-    if sampling_ratio > 0 or torch.compiler.is_compiling() or not len(boxes):
+    if sampling_ratio > 0 or torch.compiler.is_compiling() or not boxes.shape[0]:
         return True
     height, width = output_size
     size = (boxes[:, 2:] - boxes[:, :2]).nan_to_num(0.0, 0.0, 0.0)

@@ -126,14 +126,14 @@ def _slower_pool(
 ) -> tuple[Tensor, Tensor]:
     assert features.shape[2] * features.shape[3] < 2**31, f"a map of {tuple(features.shape[2:])}"
     layout = memory_format_of(features)
-    if mode == "avg" or not len(features):
+    if mode == "avg" or not features.shape[0]:
         pooled, argmax = reference.pool_rois(
             features, boxes, image_index, pooled_height, pooled_width, mode
         )
     else:
         pooled, argmax = torch.ops.torchvision.roi_pool(
             features.to(boxes.dtype),
-            _torchvision_rois(boxes, image_index, len(features)),
+            _torchvision_rois(boxes, image_index, features.shape[0]),
             1.0,
             pooled_height,
             pooled_width,

@@ -52,7 +52,7 @@ def roi_warp(
     check_scale(spatial_scale)
     height, width = as_height_width(output_size)
     boxes, image_index = flatten_boxes(features, boxes)
-    boxes, _ = park_unusable(boxes * spatial_scale, image_index, len(features))
+    boxes, _ = park_unusable(boxes * spatial_scale, image_index, features.shape[0])
     cells = quantise_boxes(boxes)
     start, last = cells[:, :2], cells[:, 2:]
     size = last - start
@@ -69,5 +69,5 @@ def roi_warp(
         start + num_steps * step > last, torch.nextafter(step, torch.zeros_like(step)), step
     )
     grid = torch.cat((start, step), 1)
-    samples = torch.full((len(boxes), 2), 2, dtype=torch.int32, device=features.device)
+    samples = torch.full((boxes.shape[0], 2), 2, dtype=torch.int32, device=features.device)
     return pool_samples(features, image_index, grid, samples, height, width, 2, "zero", mode)[0]

@@ -76,16 +76,16 @@ def flatten_boxes(features: Tensor, boxes: Tensor | Sequence[Tensor]) -> tuple[T
         index = rows[:, 0]
         # NaN has no defined integer.
         image_index = torch.where(index.isfinite(), index, -1.0).long()
-        _check_image_index(image_index, len(features))
+        _check_image_index(image_index, features.shape[0])
         return rows[:, 1:].to(dtype), image_index
-    if len(boxes) != len(features):
-        raise ValueError(f"boxes are for {len(boxes)} images, features have {len(features)}")
+    if len(boxes) != features.shape[0]:
+        raise ValueError(f"boxes are for {len(boxes)} images, features have {features.shape[0]}")
     for image, own in enumerate(boxes):
         _check_boxes(own, 4, f"boxes[{image}]", features)
     if not boxes:
         return features.new_zeros((0, 4), dtype=dtype), features.new_zeros(0, dtype=torch.int64)
     image_index = [
-        torch.full((len(own),), image, dtype=torch.int64, device=features.device)
+        torch.full((own.shape[0],), image, dtype=torch.int64, device=features.device)
         for image, own in enumerate(boxes)
     ]
     return torch.cat([own.detach().to(dtype) for own in boxes]), torch.cat(image_index)

@@ -3,6 +3,10 @@
 import pytest
 import torch
 
+from detector.ops.crop_and_resize import crop_and_resize
+from detector.ops.roi_align import roi_align
+from detector.ops.roi_pool import roi_pool
+from detector.ops.roi_warp import roi_warp
 from detector.ops.rois import (
     as_height_width,
     check_features,
@@ -141,3 +145,17 @@ def test_layout_of_the_output_is_that_of_the_features():
     assert memory_format_of(FEATURES[:, :, :, ::2]) == torch.contiguous_format
     # One cell, one channel: both at once.
     assert memory_format_of(FEATURES[:, :, :1, :1].contiguous()) == torch.contiguous_format
+
+
+@pytest.mark.parametrize("op", [crop_and_resize, roi_align, roi_pool, roi_warp])
+def test_an_exported_op_takes_any_number_of_rois(op):
+    class Pool(torch.nn.Module):
+        def forward(self, features: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
+            return op(features, rois, 2)
+
+    features = torch.randn(3, 2, 5, 6, generator=torch.Generator().manual_seed(0))
+    shapes = {"features": None, "rois": {0: torch.export.Dim("n", min=2, max=1000)}}
+    exported = torch.export.export(Pool(), (features, ROWS), dynamic_shapes=shapes).module()
+    rois = torch.cat((ROWS, ROWS.flip(0), ROWS / 4))
+    rois[:, 0] = 1
+    torch.testing.assert_close(exported(features, rois), op(features, rois, 2))

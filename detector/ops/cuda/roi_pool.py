@@ -41,6 +41,7 @@ def roi_pool(
         argmax = torch.empty_like(pooled, dtype=torch.int32, memory_format=layout)
     macros = _macros(features, mode, layout)
     outputs = pooled_height * pooled_width * channels
+    assert outputs < 2**30, f"one RoI has {outputs} outputs, which the kernels count in 32 bits"
     if layout == torch.channels_last:
         kernel = Kernel.of(SOURCE, "roi_pool_forward_nhwc", **macros)
         slabs = -(-channels // (32 * macros["VECTOR"]))
