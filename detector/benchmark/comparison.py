@@ -111,6 +111,6 @@ def comparison_table(rows: Sequence[Row], title: str) -> Table:
                 "" if peak is None else f"{peak / MIB:.3g}"
                 for peak in (row.our_peak_bytes, row.their_peak_bytes)
             ),
-            "" if row.our_bytes_per_second is None else f"{row.our_bytes_per_second / 1e9:.0f}",
+            "" if row.our_bytes_per_second is None else f"{row.our_bytes_per_second / 1e9:.3g}",
         )
     return table

@@ -125,8 +125,9 @@ def _deterministic():
 
 
 def _check_close(ours: Tensor, theirs: Tensor) -> None:
-    # The steps of the dtype that the sums may differ by, at the largest value.
-    steps = 4 if ours.dtype.itemsize == 2 else 256
+    # The steps of the dtype that results may differ by, at the largest value. In float32 a place on
+    # a map hundreds of cells wide is rounded to some 1e-5 cells, whichever way it is computed.
+    steps = 4 if ours.dtype.itemsize == 2 else 2048
     tolerance = steps * torch.finfo(ours.dtype).eps * theirs.abs().amax()
     assert ours.shape == theirs.shape
     assert (ours.double() - theirs.double()).abs().amax() <= tolerance.double()

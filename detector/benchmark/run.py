@@ -82,7 +82,7 @@ def measure_ops(
         console.print(f"{last.op}: {last.our_seconds * 1e3:.3g} ms, {last.ratio:.2f}x")
     if not rows:
         raise ValueError(f"only={only}: no op has this in its name")
-    title = f"Medians of {repeats}; a plain copy moves {bandwidth / 1e9:.0f} GB/s"
+    title = f"Medians of {repeats}; a plain copy moves {bandwidth / 1e9:.3g} GB/s"
     console.print(comparison_table(rows, title))
     return {
         "repeats": repeats,
