@@ -36,6 +36,17 @@ def crop_and_resize(
     """
     height, width = as_height_width(output_size)
     boxes, image_index = flatten_boxes(features, boxes)
+    return crop_rows(features, boxes, image_index, (height, width))
+
+
+def crop_rows(
+    features: Tensor, boxes: Tensor, image_index: Tensor, output_size: tuple[int, int]
+) -> Tensor:
+    """:func:`crop_and_resize` of rows ``(N, 4)`` of images ``(N,)``, unchecked.
+
+    It asks for no value, which the training step may not. What is of no image gives zeros.
+    """
+    height, width = output_size
     x_start, x_step = _axis(boxes[:, 0], boxes[:, 2], features.shape[3], width)
     y_start, y_step = _axis(boxes[:, 1], boxes[:, 3], features.shape[2], height)
     grid = torch.stack((x_start, y_start, x_step, y_step), 1)

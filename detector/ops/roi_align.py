@@ -89,11 +89,27 @@ def roi_align(
             aligned,
         )
         return pooled.to(features.dtype).contiguous(memory_format=memory_format_of(features))
+    return sample_rows(features, boxes, image_index, (height, width), sampling_ratio, aligned, mode)
+
+
+def sample_rows(
+    features: Tensor,
+    boxes: Tensor,
+    image_index: Tensor,
+    output_size: tuple[int, int],
+    sampling_ratio: int,
+    aligned: bool,
+    mode: str,
+) -> Tensor:
+    """:func:`roi_align` of rows ``(N, 4)``, in cells of the map, of images ``(N,)``, unchecked.
+
+    It asks for no value, which the training step may not. What is of no image gives zeros.
+    """
     boxes = torch.where(usable(boxes, image_index, features.shape[0])[:, None], boxes, torch.nan)
-    grid, samples = align_samples(boxes, (height, width), sampling_ratio, aligned)
+    grid, samples = align_samples(boxes, output_size, sampling_ratio, aligned)
     max_samples = max(sampling_ratio, 0)
     return pool_samples(
-        features, image_index, grid, samples, height, width, max_samples, "clamp", mode
+        features, image_index, grid, samples, *output_size, max_samples, "clamp", mode
     )[0]
 
 

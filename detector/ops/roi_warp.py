@@ -52,7 +52,18 @@ def roi_warp(
     check_scale(spatial_scale)
     height, width = as_height_width(output_size)
     boxes, image_index = flatten_boxes(features, boxes)
-    boxes, _ = park_unusable(boxes * spatial_scale, image_index, features.shape[0])
+    return warp_rows(features, boxes * spatial_scale, image_index, (height, width), mode)
+
+
+def warp_rows(
+    features: Tensor, boxes: Tensor, image_index: Tensor, output_size: tuple[int, int], mode: str
+) -> Tensor:
+    """:func:`roi_warp` of rows ``(N, 4)``, in cells of the map, of images ``(N,)``, unchecked.
+
+    It asks for no value, which the training step may not. What is of no image gives zeros.
+    """
+    height, width = output_size
+    boxes, _ = park_unusable(boxes, image_index, features.shape[0])
     cells = quantise_boxes(boxes)
     start, last = cells[:, :2], cells[:, 2:]
     size = last - start
