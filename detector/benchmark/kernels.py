@@ -5,6 +5,7 @@ Needs neither a GPU nor a driver.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import pkgutil
@@ -58,24 +59,26 @@ def specialisations() -> list[Kernel]:
 def measure_resources(
     kernels: Iterable[Kernel], architectures: Sequence[str] = ARCHITECTURES
 ) -> list[Resources]:
-    """Compiles each kernel for each architecture.
+    """Compiles each kernel's file under its macros, and reports on all kernels of the file.
 
     Raises:
         KernelsUnavailable: one does not compile, or there is no compiler.
     """
-    # Kernels of one file with the same macros come out of one compilation.
-    groups: dict[tuple, list[Kernel]] = {}
-    for kernel in kernels:
-        groups.setdefault((kernel.source, kernel.macros), []).append(kernel)
-    jobs = [(group, arch) for group in groups.values() for arch in architectures]
+    # A file is compiled as a whole: what is named once under some macros brings all its kernels.
+    modules = {(kernel.source, kernel.macros): kernel for kernel in kernels}
+    jobs = [(kernel, architecture) for kernel in modules.values() for architecture in architectures]
 
-    def compile_group(job: tuple[list[Kernel], str]) -> list[Resources]:
-        group, architecture = job
-        code, report = compile_kernel(group[0], architecture)
-        return [read_report(kernel, architecture, report, len(code)) for kernel in group]
+    def compile_module(job: tuple[Kernel, str]) -> list[Resources]:
+        kernel, architecture = job
+        code, report = compile_kernel(kernel, architecture)
+        names = re.findall(r"Compiling entry function '(\w+)'", report)
+        return [
+            read_report(dataclasses.replace(kernel, name=name), architecture, report, len(code))
+            for name in sorted(names)
+        ]
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return [found for part in pool.map(compile_group, jobs) for found in part]
+        return [found for part in pool.map(compile_module, jobs) for found in part]
 
 
 def read_report(kernel: Kernel, architecture: str, report: str, code_bytes: int) -> Resources:

@@ -126,7 +126,9 @@ __device__ __forceinline__ void add_to(float* to, const float* values) {
 
 // The RoI's gradient is first summed per touched feature cell, then added to memory once per cell:
 // neighbouring output cells share rows and columns, and atomics are what this kernel waits for.
-extern "C" __global__ void __launch_bounds__(256) roi_align_backward(
+//
+// Two blocks a multiprocessor: left to itself, ptxas saves registers and spills on sm_75 and sm_120.
+extern "C" __global__ void __launch_bounds__(256, 2) roi_align_backward(
     LEVELS_OF(Accumulator), const Scalar* gradient, const long long* image_index,
     const int* level_index, const Accumulator* grids, Int num_images, Int channels) {
   __shared__ int cells[2][TOUCHED];

@@ -9,6 +9,7 @@ hardly differ there, and all of them take minutes.
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 from rich.console import Console
@@ -55,9 +56,19 @@ def _compiler() -> None:
         pytest.skip(f"NVRTC, which compiles the kernels, cannot be loaded: {error}")
 
 
-def test_there_is_something_to_compile():
+def test_every_source_is_among_the_specialisations():
     sources = {kernel.source for kernel in specialisations()}
     assert sources == {path.name for path in runtime.SOURCES.glob("*.cu")}
+
+
+def test_all_kernels_of_a_file_are_reported():
+    kernel = specialisations()[0]
+    text = (runtime.SOURCES / kernel.source).read_text()
+    found = measure_resources([kernel], ["sm_90"])
+    assert all(one.kernel.macros == kernel.macros for one in found)
+    assert {one.kernel.name for one in found} == set(
+        re.findall(r'extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(', text)
+    )
 
 
 def to_compile(architecture: str) -> list[Kernel]:
