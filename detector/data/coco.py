@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
-from detector.cache import cache_directory
 from detector.data.coco_records import parse_dataset
-from detector.data.image_check import check_images
 from detector.data.index import AnnotationIndex
-from detector.data.problems import OnError, settle_problems
+from detector.data.problems import OnError
+from detector.data.reading import cached_index, check_index
 
 # Part of the cache's key: raise it whenever reading the same file gives another index.
 _READER_VERSION = 2
-
-_logger = logging.getLogger(__name__)
 
 
 def read_coco(
@@ -56,28 +51,13 @@ def read_coco(
         )
     with open(annotations, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    directory = cache_directory() / "index" / f"coco-v{_READER_VERSION}-{digest[:32]}"
-    index = _load(directory, annotations, images)
-    if index is None:
-        index = parse_dataset(_parse_json(annotations), annotations, images)
-        index = _store(index, directory)
-
-    problems = list(index.skipped)
-    if check_files:
-        good, faults = check_images(index)
-        problems += faults
-        if not good.all() and on_error == "skip":
-            index = index.keep_images(good)
-    index.skipped = problems
-    settle_problems(annotations, problems, on_error)
-    if len(index) == 0:
-        raise ValueError(f"{annotations}: empty dataset, no usable image; add images")
-    if not (~index.crowd).any():
-        raise ValueError(
-            f"{annotations}: empty dataset, no usable annotation that is not a crowd region; "
-            "annotate at least one object"
-        )
-    return index
+    index = cached_index(
+        f"coco-v{_READER_VERSION}-{digest[:32]}",
+        annotations,
+        images,
+        lambda: parse_dataset(_parse_json(annotations), annotations, images),
+    )
+    return check_index(index, on_error, check_files)
 
 
 def _parse_json(file: Path) -> Any:
@@ -87,26 +67,3 @@ def _parse_json(file: Path) -> Any:
         raise ValueError(
             f"{file}: not a JSON file ({error}); check that it was copied whole"
         ) from error
-
-
-def _load(directory: Path, annotations: Path, images: Path) -> AnnotationIndex | None:
-    try:
-        return AnnotationIndex.load(directory, annotations, images)
-    except (OSError, EOFError, ValueError, KeyError):
-        # Never written, or damaged since, by a full disk for example.
-        shutil.rmtree(directory, ignore_errors=True)
-        return None
-
-
-def _store(index: AnnotationIndex, directory: Path) -> AnnotationIndex:
-    try:
-        index.save(directory)
-    except OSError as error:
-        _logger.warning(
-            "The annotation index cannot be cached in %s (%s), so reading starts anew each time; "
-            "set DETECTOR_CACHE to a writable folder.",
-            directory.parent,
-            error,
-        )
-        return index
-    return AnnotationIndex.load(directory, index.source_file, index.image_root)

@@ -52,13 +52,14 @@ class AnnotationIndex:
         annotation_ids: ``(M,)`` int64.
         boxes: ``(M, 4)`` float32 ``(x1, y1, x2, y2)``, inside the image.
         labels: ``(M,)`` int32 in ``0..K-1``, the rank of the category id.
-        crowd: ``(M,)`` bool; crowd regions are never training targets.
+        crowd: ``(M,)`` bool; COCO's crowd regions, and likewise VOC's difficult objects: never
+            training targets, and to find them is neither right nor wrong.
         ring_offsets: ``(M + 1,)`` int64 into the rings.
         vertex_offsets: ``(R + 1,)`` int64 into the vertices.
         vertices: ``(V, 2)`` float32, see :mod:`detector.data.rings`.
         category_ids: ``(K,)`` int64, ascending.
         category_names: K names, in the order of the labels.
-        source_file: the annotation file.
+        source_file: the annotation file; of several, their paths joined by " + ".
         image_root: the folder that file names are relative to.
         skipped: the damaged records that are not in the index.
         directory: where the arrays are stored, or ``None`` if they are in memory only.

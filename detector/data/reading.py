@@ -1,0 +1,82 @@
+"""What every reader does around parsing: caches the index, checks the images, settles problems."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from detector.cache import cache_directory
+from detector.data.image_check import check_images
+from detector.data.index import AnnotationIndex
+from detector.data.problems import OnError, settle_problems
+
+_logger = logging.getLogger(__name__)
+
+
+def cached_index(
+    name: str, source_file: Path, image_root: Path, parse: Callable[[], AnnotationIndex]
+) -> AnnotationIndex:
+    """The index of the content that ``name`` stands for, parsed once and mapped ever after.
+
+    Args:
+        name: of the cache's folder; holds the reader, its version and a digest of what it reads.
+        source_file, image_root: of the index; they may differ between datasets of one content.
+        parse: makes the index where the cache has none.
+    """
+    directory = cache_directory() / "index" / name
+    index = _load(directory, source_file, image_root)
+    return _store(parse(), directory) if index is None else index
+
+
+def check_index(index: AnnotationIndex, on_error: OnError, check_files: bool) -> AnnotationIndex:
+    """The index of the usable images, after its problems were refused or named.
+
+    Args:
+        index: as parsed, with the damaged records in ``index.skipped``.
+        on_error: ``"raise"`` or ``"skip"``.
+        check_files: whether to look at the image files too.
+
+    Raises:
+        ValueError: records are damaged, or nothing is left to learn from.
+    """
+    problems = list(index.skipped)
+    if check_files:
+        good, faults = check_images(index)
+        problems += faults
+        if not good.all() and on_error == "skip":
+            index = index.keep_images(good)
+    index.skipped = problems
+    settle_problems(index.source_file, problems, on_error)
+    if len(index) == 0:
+        raise ValueError(f"{index.source_file}: empty dataset, no usable image; add images")
+    if not (~index.crowd).any():
+        raise ValueError(
+            f"{index.source_file}: empty dataset, no usable annotation that is not a crowd region "
+            "or difficult; annotate at least one object"
+        )
+    return index
+
+
+def _load(directory: Path, source_file: Path, image_root: Path) -> AnnotationIndex | None:
+    try:
+        return AnnotationIndex.load(directory, source_file, image_root)
+    except (OSError, EOFError, ValueError, KeyError):
+        # Never written, or damaged since, by a full disk for example.
+        shutil.rmtree(directory, ignore_errors=True)
+        return None
+
+
+def _store(index: AnnotationIndex, directory: Path) -> AnnotationIndex:
+    try:
+        index.save(directory)
+    except OSError as error:
+        _logger.warning(
+            "The annotation index cannot be cached in %s (%s), so reading starts anew each time; "
+            "set DETECTOR_CACHE to a writable folder.",
+            directory.parent,
+            error,
+        )
+        return index
+    return AnnotationIndex.load(directory, index.source_file, index.image_root)
