@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from detector.ops.boxes import encode_boxes, gather_boxes
 from detector.ops.slots import put_slots, slots_to_compute, take_slots
 from detector.roi_heads.detections import DetectionLayer
-from detector.roi_heads.pooler import RoIAlignPooler
+from detector.roi_heads.pooler import check_bins
 from detector.structures import Detections, Proposals, SampledRoIs, Targets
 
 
@@ -20,13 +20,17 @@ class TwoFCHead(nn.Module):
 
     Args:
         in_channels: C of the features.
-        pooled_size: side of the pooled square.
+        pooled_size: side of the pooled square, or the sides of a spatial pyramid's grids.
         width: outputs of each layer.
     """
 
-    def __init__(self, in_channels: int = 256, pooled_size: int = 7, width: int = 1024) -> None:
+    def __init__(
+        self, in_channels: int = 256, pooled_size: int | Sequence[int] = 7, width: int = 1024
+    ) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(in_channels * pooled_size**2, width)
+        sides = (pooled_size,) if isinstance(pooled_size, int) else pooled_size
+        self.num_bins = sum(side**2 for side in sides)
+        self.fc1 = nn.Linear(in_channels * self.num_bins, width)
         self.fc2 = nn.Linear(width, width)
         self.out_channels = width
         for layer in (self.fc1, self.fc2):
@@ -34,7 +38,7 @@ class TwoFCHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """``(N, C, S, S)`` to ``(N, width)``."""
+        """``(N, C, S, S)``, or what a pyramid gives, ``(N, C * bins)``, to ``(N, width)``."""
         return F.relu(self.fc2(F.relu(self.fc1(pooled.flatten(1)))))
 
 
@@ -79,7 +83,7 @@ class BoxBranch(nn.Module):
     def __init__(
         self,
         num_classes: int,
-        pooler: RoIAlignPooler,
+        pooler: nn.Module,
         head: nn.Module,
         predictor: BoxPredictor,
         detections: DetectionLayer,
@@ -88,6 +92,7 @@ class BoxBranch(nn.Module):
         box_weight: float = 1.0,
     ) -> None:
         super().__init__()
+        check_bins("box_branch", pooler, head)
         self.num_classes = num_classes
         self.pooler = pooler
         self.head = head

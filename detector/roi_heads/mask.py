@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from detector.backbones.normalization import conv_norm
 from detector.ops.polygons import rasterize_polygons
 from detector.ops.slots import put_slots, slots_to_compute, take_slots
-from detector.roi_heads.pooler import RoIAlignPooler
+from detector.roi_heads.pooler import RoIPooler, check_grid
 from detector.structures import Detections, SampledRoIs, Targets
 
 
@@ -62,8 +62,9 @@ class MaskBranch(nn.Module):
         mask_weight: multiplier of the loss.
     """
 
-    def __init__(self, pooler: RoIAlignPooler, head: nn.Module, mask_weight: float = 1.0) -> None:
+    def __init__(self, pooler: RoIPooler, head: nn.Module, mask_weight: float = 1.0) -> None:
         super().__init__()
+        check_grid("mask_branch.pooler", pooler)
         self.pooler = pooler
         self.head = head
         self.mask_weight = mask_weight

@@ -23,7 +23,7 @@ K = 3
 SIZES = (8, 16, 32, 64, 128)
 # What torchvision does differently from the configs' defaults.
 SETTINGS = (
-    "model.box_branch.pooler.aligned=false",
+    "roi_op.aligned=false",
     f"model.rpn.smooth_l1_beta={1 / 9}",
     f"model.box_branch.smooth_l1_beta={1 / 9}",
 )

@@ -118,7 +118,7 @@ def test_numbers_are_written_where_constructors_take_them(compose_model):
         ("model.rpn.anchors.strides=[4,8,16,32,128]", "strides [4, 8, 16, 32, 64]"),
         ("model.box_branch.pooler.strides=[8,16,32]", "box_branch.pooler.strides=[8, 16, 32]"),
         ("model.mask_branch.pooler.strides=[4,16]", "mask_branch.pooler.strides=[4, 16]"),
-        ("model.box_branch.pooler.sampling_ratio=0", "sampling_ratio=0"),
+        ("roi_op.sampling_ratio=-1", "roi_op.sampling_ratio=-1"),
         ("model.rpn.num_samples=0", "rpn.num_samples=0"),
         ("model.rpn.positive_fraction=0.0", "rpn.positive_fraction=0.0"),
         ("model.rpn.negative_iou=0.8", "rpn.negative_iou=0.8 and rpn.positive_iou=0.7"),

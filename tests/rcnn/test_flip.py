@@ -16,7 +16,7 @@ from detector.rcnn import MaskRCNN
 from detector.roi_heads.box import BoxBranch, BoxPredictor, TwoFCHead
 from detector.roi_heads.detections import DetectionLayer
 from detector.roi_heads.mask import FCNMaskHead, MaskBranch
-from detector.roi_heads.pooler import RoIAlignPooler
+from detector.roi_heads.pooler import RoIPooler
 from detector.roi_heads.sampler import RoISampler
 from detector.rpn.anchors import AnchorGenerator
 from detector.rpn.head import RPNHead
@@ -64,12 +64,12 @@ def model() -> MaskRCNN:
         roi_sampler=RoISampler(K, num_samples=1600),
         box_branch=BoxBranch(
             K,
-            RoIAlignPooler(6, STRIDES, canonical_size=96.0),
+            RoIPooler(6, STRIDES, canonical_size=96.0),
             TwoFCHead(8, 6, 24),
             BoxPredictor(24, K),
             DetectionLayer(score_threshold=0.1, max_detections=40),
         ),
-        mask_branch=MaskBranch(RoIAlignPooler(8, STRIDES), FCNMaskHead(8, K, 2, 8)),
+        mask_branch=MaskBranch(RoIPooler(8, STRIDES), FCNMaskHead(8, K, 2, 8)),
     )
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -10,7 +10,7 @@ from torchvision.models.detection.roi_heads import fastrcnn_loss
 from detector.ops.slots import keep_empty_slots
 from detector.roi_heads.box import BoxBranch, BoxPredictor, TwoFCHead
 from detector.roi_heads.detections import DetectionLayer
-from detector.roi_heads.pooler import RoIAlignPooler
+from detector.roi_heads.pooler import RoIPooler
 from detector.structures import Proposals, SampledRoIs, Targets
 
 K = 4
@@ -20,7 +20,7 @@ def make_branch(class_agnostic: bool = False, **settings) -> BoxBranch:
     torch.manual_seed(0)
     branch = BoxBranch(
         K,
-        RoIAlignPooler(3, (4,)),
+        RoIPooler(3, (4,)),
         TwoFCHead(2, 3, 16),
         BoxPredictor(16, K, class_agnostic),
         DetectionLayer(score_threshold=0.0, nms_threshold=0.9, max_detections=50),

@@ -8,7 +8,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 
 from detector.ops.slots import keep_empty_slots
 from detector.roi_heads.mask import FCNMaskHead, MaskBranch
-from detector.roi_heads.pooler import RoIAlignPooler
+from detector.roi_heads.pooler import RoIPooler
 from detector.structures import Detections, Polygons, SampledRoIs, Targets
 
 K = 3
@@ -16,7 +16,7 @@ K = 3
 
 def make_branch(**settings) -> MaskBranch:
     torch.manual_seed(0)
-    branch = MaskBranch(RoIAlignPooler(4, (4,)), FCNMaskHead(2, K, 1, 6), **settings)
+    branch = MaskBranch(RoIPooler(4, (4,)), FCNMaskHead(2, K, 1, 6), **settings)
     for parameter in branch.parameters():
         nn.init.normal_(parameter, std=0.3)
     return branch
