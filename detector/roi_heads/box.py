@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detector.ops.boxes import encode_boxes, gather_boxes
+from detector.ops.box_losses import ONES, BoxLoss
+from detector.ops.boxes import gather_boxes
 from detector.ops.slots import put_slots, slots_to_compute, take_slots
 from detector.roi_heads.detections import DetectionLayer
 from detector.roi_heads.pooler import check_bins
@@ -78,6 +79,8 @@ class BoxBranch(nn.Module):
         delta_weights: see :func:`detector.ops.boxes.encode_boxes`.
         smooth_l1_beta: where the box loss turns linear; 0 is L1, 1 is Fast R-CNN's.
         box_weight: multiplier of the box loss.
+        box_loss: see :class:`detector.ops.box_losses.BoxLoss`.
+        inside_weights: likewise.
     """
 
     def __init__(
@@ -90,6 +93,8 @@ class BoxBranch(nn.Module):
         delta_weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0),
         smooth_l1_beta: float = 0.0,
         box_weight: float = 1.0,
+        box_loss: str = "smooth_l1",
+        inside_weights: Sequence[float] = ONES,
     ) -> None:
         super().__init__()
         check_bins("box_branch", pooler, head)
@@ -99,7 +104,9 @@ class BoxBranch(nn.Module):
         self.predictor = predictor
         self.detections = detections
         self.delta_weights = tuple(delta_weights)
-        self.smooth_l1_beta = smooth_l1_beta
+        self.box_loss = BoxLoss(
+            "box_branch", box_loss, smooth_l1_beta, delta_weights, inside_weights
+        )
         self.box_weight = box_weight
 
     def _predict(
@@ -122,13 +129,13 @@ class BoxBranch(nn.Module):
         count = rois.valid.sum().clamp(min=1)
 
         classification = F.cross_entropy(logits, labels, reduction="none")
-        gt_boxes = gather_boxes(targets.boxes, rois.matched_gt)
-        goal = encode_boxes(
-            take_slots(gt_boxes, rows), take_slots(rois.boxes, rows), self.delta_weights
-        )
         box_class = labels.clamp(max=deltas.shape[1] - 1)[:, None, None].expand(-1, 1, 4)
-        own_deltas = deltas.gather(1, box_class)[:, 0]
-        box = F.smooth_l1_loss(own_deltas, goal, reduction="none", beta=self.smooth_l1_beta).sum(1)
+        gt_boxes = gather_boxes(targets.boxes, rois.matched_gt)
+        box = self.box_loss(
+            deltas.gather(1, box_class)[:, 0],
+            take_slots(rois.boxes, rows),
+            take_slots(gt_boxes, rows),
+        )
         return {
             "loss_classifier": (classification * valid).sum() / count,
             "loss_box": self.box_weight * (box * foreground).sum() / count,

@@ -19,7 +19,8 @@ class AnchorGenerator(nn.Module):
         offset: where in its cell an anchor is centred: 0 the corner (the reference models), 0.5 the
             middle.
         legacy: the 2015 table: anchors around an inclusive 16-pixel cell, widths and heights
-            rounded, boxes in inclusive pixels.
+            rounded. Its inclusive pixels become continuous here, once: widths, overlaps and deltas
+            are then those of the 2015 code, which counts ``x2 - x1 + 1``.
     """
 
     def __init__(
@@ -46,13 +47,12 @@ class AnchorGenerator(nn.Module):
         self.strides = tuple(strides)
         self.offset = offset
         self.num_anchors = counts.pop() * len(aspect_ratios)
-        base = legacy_base_anchors if legacy else base_anchors
         for level, (level_sizes, stride) in enumerate(zip(sizes, strides, strict=True)):
-            table = (
-                base(level_sizes, aspect_ratios, stride)
-                if legacy
-                else base(level_sizes, aspect_ratios)
-            )
+            if legacy:
+                table = legacy_base_anchors(level_sizes, aspect_ratios, stride)
+                table[:, 2:] += 1
+            else:
+                table = base_anchors(level_sizes, aspect_ratios)
             self.register_buffer(f"base{level}", table, persistent=False)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
@@ -85,7 +85,7 @@ def legacy_base_anchors(
     """The anchors of the 2015 code around the cell ``(0, 0, stride - 1, stride - 1)``.
 
     Ratios are applied to the cell and rounded before scaling, so areas are only nearly equal.
-    Aspect ratios stand outermost.
+    Aspect ratios stand outermost. Boxes are in inclusive pixels.
     """
     center = (stride - 1) / 2
     rows = []

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal, get_args
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detector.ops.boxes import encode_boxes, gather_boxes
+from detector.ops.box_losses import ONES, BoxLoss
+from detector.ops.boxes import gather_boxes
 from detector.ops.matching import IGNORED, match_boxes
 from detector.ops.sampling import check_sampling, sample_labels
 from detector.rpn.anchors import AnchorGenerator
@@ -14,9 +18,22 @@ from detector.rpn.head import RPNHead
 from detector.rpn.proposals import ProposalLayer
 from detector.structures import Proposals, Targets
 
+Normalization = Literal["sampled", "foreground", "paper"]
+
 
 class RPN(nn.Module):
     """Anchors, head, losses and the proposal layer.
+
+    The loss is equation 1 of the paper, ``sum(L_cls) / N_cls + box_weight * sum(L_box) / N_reg``
+    over sampled anchors, the second sum over foreground, and ``normalization`` says what the two
+    are divided by:
+
+    * ``sampled``: both by the anchors drawn in the batch (the reference models, and the 2015 code
+      with its outside weights as published, ``RPN_POSITIVE_WEIGHT: -1``);
+    * ``foreground``: boxes by the foreground anchors drawn in the batch (its outside weights with
+      ``RPN_POSITIVE_WEIGHT: p`` are this with ``box_weight=p``);
+    * ``paper``: in each image ``N_cls = num_samples`` and N_reg is the number of anchor locations,
+      the cells that the image fills; the mean over images. There ``box_weight`` is 10.
 
     Args:
         anchors: makes the anchors.
@@ -29,7 +46,13 @@ class RPN(nn.Module):
         positive_fraction: the largest share of foreground among them.
         smooth_l1_beta: where the box loss turns from quadratic to linear; 0 is L1 (the reference
             models), 1/9 the paper's sigma of 3.
-        box_weight: multiplier of the box loss.
+        box_weight: multiplier of the box loss, lambda in the paper.
+        box_loss: see :class:`detector.ops.box_losses.BoxLoss`.
+        inside_weights: likewise.
+        normalization: of the losses, see above.
+        border: anchors that cross the image's border by more pixels than this are neither
+            foreground nor background, and no gt's best (section 3.3 of the paper: 0); ``None``
+            leaves out only those wholly in the padding right of and below the image.
 
     Raises:
         ValueError: the head does not fit the anchors, or a number is out of its range.
@@ -47,6 +70,10 @@ class RPN(nn.Module):
         positive_fraction: float = 0.5,
         smooth_l1_beta: float = 0.0,
         box_weight: float = 1.0,
+        box_loss: str = "smooth_l1",
+        inside_weights: Sequence[float] = ONES,
+        normalization: Normalization = "sampled",
+        border: float | None = None,
     ) -> None:
         super().__init__()
         if head.num_anchors != anchors.num_anchors:
@@ -61,6 +88,16 @@ class RPN(nn.Module):
                 "0..1, the negative one not above the other"
             )
         check_sampling("rpn", num_samples, positive_fraction)
+        if normalization not in get_args(Normalization):
+            raise ValueError(
+                f"rpn.normalization={normalization} is not known: write one of "
+                f"{', '.join(get_args(Normalization))}"
+            )
+        if border is not None and border < 0:
+            raise ValueError(
+                f"rpn.border={border} must be 0 or more pixels, or null for anchors wherever they "
+                "are"
+            )
         self.anchors = anchors
         self.head = head
         self.train_proposals = train_proposals
@@ -69,8 +106,10 @@ class RPN(nn.Module):
         self.negative_iou = negative_iou
         self.num_samples = num_samples
         self.positive_fraction = positive_fraction
-        self.smooth_l1_beta = smooth_l1_beta
+        self.box_loss = BoxLoss("rpn", box_loss, smooth_l1_beta, ONES, inside_weights)
         self.box_weight = box_weight
+        self.normalization = normalization
+        self.border = border
 
     def forward(
         self, features: list[Tensor], image_sizes: Tensor, targets: Targets
@@ -97,7 +136,7 @@ class RPN(nn.Module):
         image_sizes: Tensor,
         targets: Targets,
     ) -> dict[str, Tensor]:
-        """Equation 1 of the paper over sampled anchors.
+        """``loss_objectness`` and ``loss_rpn_box``, the two terms of equation 1.
 
         Args:
             anchors: ``(A, 4)``.
@@ -106,6 +145,40 @@ class RPN(nn.Module):
             image_sizes: ``(B, 2)``.
             targets: ground truth.
         """
+        matched, labels = self._match(anchors, image_sizes, targets)
+        index, positive, valid = sample_labels(labels, self.num_samples, self.positive_fraction)
+        objectness = F.binary_cross_entropy_with_logits(
+            logits.gather(1, index), positive.to(logits.dtype), reduction="none"
+        )
+        box = self.box_loss(
+            gather_boxes(deltas, index),
+            anchors[index],
+            gather_boxes(targets.boxes, matched.gather(1, index)),
+        )
+        objectness, box = (objectness * valid).sum(1), (box * positive).sum(1)
+        if self.normalization == "paper":
+            objectness, box = objectness / self.num_samples, box / self._locations(image_sizes)
+            objectness, box = objectness.mean(), box.mean()
+        else:
+            count = valid.sum().clamp(min=1)
+            foreground = positive.sum().clamp(min=1)
+            objectness = objectness.sum() / count
+            box = box.sum() / (count if self.normalization == "sampled" else foreground)
+        return {"loss_objectness": objectness, "loss_rpn_box": self.box_weight * box}
+
+    def _match(
+        self, anchors: Tensor, image_sizes: Tensor, targets: Targets
+    ) -> tuple[Tensor, Tensor]:
+        """Best gt slot and label of every anchor, both ``(B, A)`` (section 3.1.2)."""
+        limit = image_sizes.flip(-1)[:, None]
+        if self.border is None:
+            # An anchor wholly in a bucket's padding teaches nothing; it must not crowd out others.
+            outside = (anchors[None, :, :2] >= limit).any(-1)
+        else:
+            low, high = anchors[None, :, :2], anchors[None, :, 2:]
+            outside = ((low < -self.border) | (high > limit + self.border)).any(-1)
+            # Without extent they overlap no gt, so that each gt claims its best among the others.
+            anchors = anchors.masked_fill(outside[..., None], 0.0)
         matched, labels = match_boxes(
             anchors,
             targets.boxes,
@@ -114,21 +187,9 @@ class RPN(nn.Module):
             self.positive_iou,
             allow_low_quality=True,
         )
-        # An anchor wholly in a bucket's padding teaches nothing; it must not crowd out others.
-        outside = (anchors[None, :, :2] >= image_sizes.flip(-1)[:, None]).any(-1)
-        labels = labels.masked_fill(outside, IGNORED)
-        index, positive, valid = sample_labels(labels, self.num_samples, self.positive_fraction)
+        return matched, labels.masked_fill(outside, IGNORED)
 
-        gt_boxes = gather_boxes(targets.boxes, matched.gather(1, index))
-        goal = encode_boxes(gt_boxes, anchors[index])
-        objectness = F.binary_cross_entropy_with_logits(
-            logits.gather(1, index), positive.to(logits.dtype), reduction="none"
-        )
-        box = F.smooth_l1_loss(
-            gather_boxes(deltas, index), goal, reduction="none", beta=self.smooth_l1_beta
-        ).sum(-1)
-        count = valid.sum().clamp(min=1)
-        return {
-            "loss_objectness": (objectness * valid).sum() / count,
-            "loss_rpn_box": self.box_weight * (box * positive).sum() / count,
-        }
+    def _locations(self, image_sizes: Tensor) -> Tensor:
+        """How many cells of all levels each image fills, ``(B,)``; padding does not count."""
+        cells = [(image_sizes + stride - 1) // stride for stride in self.anchors.strides]
+        return sum(level.prod(-1) for level in cells)

@@ -89,7 +89,7 @@ def test_numbers_are_written_where_constructors_take_them(compose_model):
         config = hydra.compose(
             overrides=["+model=mask_rcnn_fpn", "+backbone=resnet50_fpn", "+num_classes=80"]
         )
-    left_out = {"AnchorGenerator.legacy", "RPNHead.conv_channels", "FPN.extra_level"}
+    left_out = {"FPN.extra_level"}
 
     def walk(node) -> None:
         if not isinstance(node, omegaconf.DictConfig):

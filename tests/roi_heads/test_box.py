@@ -6,6 +6,11 @@ from torch import nn
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.roi_heads import fastrcnn_loss
+from torchvision.ops import (
+    complete_box_iou_loss,
+    distance_box_iou_loss,
+    generalized_box_iou_loss,
+)
 
 from detector.ops.slots import keep_empty_slots
 from detector.roi_heads.box import BoxBranch, BoxPredictor, TwoFCHead
@@ -80,6 +85,57 @@ def test_losses_equal_torchvisions_formula(class_agnostic):
     classification, box = fastrcnn_loss(theirs, their_deltas.flatten(1), [labels], [goal])
     torch.testing.assert_close(losses["loss_classifier"], classification)
     torch.testing.assert_close(losses["loss_box"], box)
+
+
+OVERLAP_LOSSES = {
+    "giou": generalized_box_iou_loss,
+    "diou": distance_box_iou_loss,
+    "ciou": complete_box_iou_loss,
+}
+
+
+@pytest.mark.parametrize("class_agnostic", [False, True])
+@pytest.mark.parametrize("kind", OVERLAP_LOSSES)
+def test_overlap_losses_of_the_boxes_of_the_own_class(kind, class_agnostic):
+    branch = make_branch(class_agnostic, box_loss=kind, box_weight=2.0)
+    features, rois, targets = make_case()
+    losses = branch.losses(features, rois, targets)
+
+    expected = 0.0
+    for image, slot in rois.foreground.nonzero().tolist():
+        box, label = rois.boxes[image, slot], int(rois.labels[image, slot])
+        pooled = branch.pooler(features, box[None], torch.tensor([image]))
+        _, deltas = branch.predictor(branch.head(pooled))
+        own = deltas[:, 0 if class_agnostic else label]
+        decoded = BoxCoder((10.0, 10.0, 5.0, 5.0)).decode_single(own, box[None])
+        gt = targets.boxes[image, rois.matched_gt[image, slot]]
+        expected += OVERLAP_LOSSES[kind](decoded, gt[None], reduction="sum")
+    assert rois.foreground.sum() == 4
+    torch.testing.assert_close(
+        losses["loss_box"], 2.0 * expected / rois.valid.sum(), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_fast_rcnns_multi_task_loss():
+    """Equations 1 to 3 with the 2015 code's inside weights: sigma 1, averaged over all RoIs."""
+    inside = (1.0, 1.0, 0.5, 0.5)
+    branch = make_branch(smooth_l1_beta=1.0, inside_weights=inside)
+    features, rois, targets = make_case()
+    losses = branch.losses(features, rois, targets)
+    classification = box = 0.0
+    for image, slot in rois.valid.nonzero().tolist():
+        roi, label = rois.boxes[image, slot], int(rois.labels[image, slot])
+        pooled = branch.pooler(features, roi[None], torch.tensor([image]))
+        logits, deltas = branch.predictor(branch.head(pooled))
+        classification -= logits[0].log_softmax(0)[label]
+        if label < K:
+            gt = targets.boxes[image, rois.matched_gt[image, slot]]
+            goal = BoxCoder((10.0, 10.0, 5.0, 5.0)).encode_single(gt[None], roi[None])[0]
+            x = (deltas[0, label] - goal) * torch.tensor(inside)
+            box += torch.where(x.abs() < 1, 0.5 * x**2, x.abs() - 0.5).sum()
+    count = rois.valid.sum()
+    torch.testing.assert_close(losses["loss_classifier"], classification / count)
+    torch.testing.assert_close(losses["loss_box"], box / count)
 
 
 def test_empty_slots_change_no_loss_and_no_gradient():

@@ -1,5 +1,6 @@
 """Labels and choice of RoIs."""
 
+import pytest
 import torch
 
 from detector.roi_heads.sampler import RoISampler
@@ -94,3 +95,26 @@ def test_no_proposal_at_all_leaves_the_gts():
     rois = RoISampler(BACKGROUND, 8)(proposals, TARGETS)
     assert drawn(rois, 0) == {(0, 0, 10, 10, 3), (20, 20, 40, 40, 1)}
     assert drawn(rois, 1) == {(0, 0, 10, 10, 2)}
+
+
+def test_background_iou_leaves_easy_background_out():
+    """Fast R-CNN, section 2.3: background has IoUs in [0.1, 0.5)."""
+    boxes = torch.tensor(
+        [[0.0, 0, 10, 5], [0, 0, 10, 4.99], [0, 0, 10, 1], [0, 0, 10, 0.99], [50, 50, 60, 60]]
+    ).repeat(2, 1, 1)
+    proposals = Proposals(boxes, torch.zeros(2, 5), torch.ones(2, 5).bool())
+    sampler = RoISampler(BACKGROUND, 40, 0.25, append_gt=False, background_iou=0.1)
+    near = torch.tensor(4.99).item()
+    assert drawn(sampler(proposals, TARGETS), 0) == {
+        (0, 0, 10, 5, 3),
+        (0, 0, 10, near, BACKGROUND),
+        (0, 0, 10, 1, BACKGROUND),
+    }
+    nothing = Targets(GT * 0, torch.zeros(2, 3).long(), torch.zeros(2, 3).bool())
+    assert not sampler(proposals, nothing).valid.any()
+
+
+@pytest.mark.parametrize("background_iou", [-0.1, 0.5])
+def test_impossible_background_is_refused(background_iou):
+    with pytest.raises(ValueError, match=f"roi_sampler.background_iou={background_iou}"):
+        RoISampler(BACKGROUND, 40, background_iou=background_iou)

@@ -68,7 +68,9 @@ def test_table_of_the_2015_code():
     generator = AnchorGenerator([[128, 256, 512]], [0.5, 1, 2], [16], legacy=True)
     assert generator.num_anchors == 9
     (shifted,) = generator([torch.zeros(1, 1, 2, 3)])
-    shift = torch.tensor([32.0, 16, 32, 16])  # row 1, column 2
+    # Row 1, column 2; of an inclusive and of a continuous box with the same pixels, the latter
+    # ends one further.
+    shift = torch.tensor([32.0, 16, 32 + 1, 16 + 1])
     assert torch.equal(shifted[-9:], one_based - 1 + shift)
 
 
