@@ -108,28 +108,77 @@ def _(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_threshol
     return torch.empty_like(valid, memory_format=torch.contiguous_format)
 
 
+# Segments of up to 32 boxes are suppressed together, as matrices padded to one of these sizes: a
+# call for each would cost more than its work.
+_SMALL_SEGMENTS = (8, 16, 32)
+_CHUNK_PAIRS = 2**22
+
+
 def _segment_by_segment(
     boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_threshold: float
 ) -> Tensor:
-    """torchvision's NMS of each image and group, which two stable sorts make contiguous."""
-    keep = torch.zeros_like(valid, memory_format=torch.contiguous_format)
-    for image in range(len(boxes)):
-        slots = valid[image].nonzero()[:, 0]
-        slots = slots[scores[image, slots].float().argsort(descending=True, stable=True)]
-        group, order = groups[image, slots].sort(stable=True)
-        slots = slots[order]
-        sizes = group.unique_consecutive(return_counts=True)[1].tolist()
-        image_boxes = boxes[image, slots].float().split(sizes)
-        image_scores = scores[image, slots].float().split(sizes)
-        kept = [
-            members[torch.ops.torchvision.nms(member_boxes, member_scores, iou_threshold)]
-            for members, member_boxes, member_scores in zip(
-                slots.split(sizes), image_boxes, image_scores, strict=True
-            )
-        ]
-        if kept:
-            keep[image, torch.cat(kept)] = True
-    return keep
+    """Suppression of each image and group, which stable sorts make contiguous segments."""
+    num_slots = valid.shape[1]
+    keep = torch.zeros(valid.numel(), dtype=torch.bool, device=valid.device)
+    slots = valid.flatten().nonzero()[:, 0]
+    if not len(slots):
+        return keep.view(valid.shape)
+    scores, groups = scores.flatten().float(), groups.flatten()
+    slots = slots[scores[slots].argsort(descending=True, stable=True)]
+    slots = slots[groups[slots].argsort(stable=True)]
+    slots = slots[(slots // num_slots).argsort(stable=True)]
+    boxes, scores = boxes.flatten(0, 1)[slots].float(), scores[slots]
+    group, image = groups[slots], slots // num_slots
+    begins = torch.ones_like(slots, dtype=torch.bool)
+    begins[1:] = (group[1:] != group[:-1]) | (image[1:] != image[:-1])
+    starts = begins.nonzero()[:, 0]
+    sizes = starts.diff(append=starts.new_tensor([len(slots)]))
+
+    least = 0
+    for most in _SMALL_SEGMENTS:
+        chosen = ((sizes > least) & (sizes <= most)).nonzero()[:, 0]
+        for some in chosen.split(_CHUNK_PAIRS // most**2):
+            place = starts[some, None] + torch.arange(most, device=slots.device)
+            filled = torch.arange(most, device=slots.device) < sizes[some, None]
+            place = place.masked_fill(~filled, 0)
+            stays = _suppress_together(boxes[place], filled, iou_threshold)
+            keep[slots[place[stays]]] = True
+        least = most
+    large = (sizes > least).nonzero()[:, 0]
+    for start, size in zip(starts[large].tolist(), sizes[large].tolist(), strict=True):
+        part = slice(start, start + size)
+        kept = torch.ops.torchvision.nms(boxes[part], scores[part], iou_threshold)
+        keep[slots[part][kept]] = True
+    return keep.view(valid.shape)
+
+
+def _suppress_together(boxes: Tensor, filled: Tensor, iou_threshold: float) -> Tensor:
+    """Which of ``(S, m, 4)`` boxes, best first in each of S segments, stay; ``(S, m)`` bool.
+
+    A box stays once all that could suppress it are gone, and goes once one of them stays. Each
+    round settles the first open box of every segment at least, and usually nearly all. What is
+    said of the m boxes of a segment fits the bits of one integer.
+    """
+    x1, y1, x2, y2 = boxes.unbind(2)
+    area = (x2 - x1) * (y2 - y1)
+    width = torch.minimum(x2[:, :, None], x2[:, None]) - torch.maximum(x1[:, :, None], x1[:, None])
+    height = torch.minimum(y2[:, :, None], y2[:, None]) - torch.maximum(y1[:, :, None], y1[:, None])
+    intersection = width.clamp_(min=0).mul_(height.clamp_(min=0))
+    union = (area[:, :, None] + area[:, None]).sub_(intersection)
+    # Where nothing intersects the quotient is 0 or NaN, which are not above a threshold.
+    overlaps = intersection.div_(union) > kernels.float32_below(iou_threshold)
+
+    bits = torch.ones((), dtype=torch.int64, device=boxes.device) << torch.arange(
+        boxes.shape[1], device=boxes.device
+    )
+    earlier = (overlaps.tril_(-1) * bits).sum(2)  # that overlap each box
+    stays, still_open = torch.zeros_like(earlier[:, 0]), (filled * bits).sum(1)
+    while still_open.any():
+        waits = ((earlier & still_open[:, None]) != 0).mul(bits).sum(1)
+        stays = stays | (still_open & ~waits)
+        goes = ((earlier & stays[:, None]) != 0).mul(bits).sum(1)
+        still_open = still_open & waits & ~goes
+    return (stays[:, None] & bits) != 0
 
 
 _nms_slots.register_kernel("cuda")(runtime.or_else(kernels.nms_slots, _segment_by_segment))
