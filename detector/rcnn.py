@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from detector.backbones.normalization import PixelNormalizer
@@ -9,7 +10,47 @@ from detector.roi_heads.box import BoxBranch
 from detector.roi_heads.mask import MaskBranch
 from detector.roi_heads.sampler import RoISampler
 from detector.rpn.rpn import RPN
-from detector.structures import Detections, Targets
+from detector.structures import Detections, SampledRoIs, Targets
+
+
+class ProposalNetwork(nn.Module):
+    """The Region Proposal Network alone (Faster R-CNN, section 3): objects, whatever their class.
+
+    Args:
+        normalizer: uint8 pixels to the backbone's input.
+        backbone: gives feature maps, finest first, and has their ``strides``.
+        rpn: proposes regions.
+
+    Raises:
+        ValueError: the anchors expect other feature maps than the backbone gives.
+    """
+
+    has_masks = False
+    has_classes = False
+    num_classes = 1
+
+    def __init__(self, normalizer: PixelNormalizer, backbone: nn.Module, rpn: RPN) -> None:
+        super().__init__()
+        self.normalizer = normalizer
+        self.backbone = backbone
+        self.rpn = rpn
+        _check_anchors(rpn, tuple(backbone.strides))
+
+    def forward(self, images: Tensor, image_sizes: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """The losses of a batch, see :meth:`FasterRCNN.forward`; labels are not looked at."""
+        features = self.backbone(self.normalizer(images, image_sizes))
+        return self.rpn.losses_alone(features, image_sizes, targets)
+
+    def detect(self, images: Tensor, image_sizes: Tensor) -> Detections:
+        """The proposals, best first, all labelled 0; scores are probabilities of an object."""
+        features = self.backbone(self.normalizer(images, image_sizes))
+        proposals = self.rpn.propose(features, image_sizes)
+        return Detections(
+            boxes=proposals.boxes,
+            scores=proposals.scores.sigmoid().masked_fill(~proposals.valid, 0.0),
+            labels=torch.zeros_like(proposals.valid, dtype=torch.int64),
+            valid=proposals.valid,
+        )
 
 
 class FasterRCNN(nn.Module):
@@ -28,6 +69,7 @@ class FasterRCNN(nn.Module):
     """
 
     has_masks = False
+    has_classes = True
 
     def __init__(
         self,
@@ -46,12 +88,8 @@ class FasterRCNN(nn.Module):
         self.roi_sampler = roi_sampler
         self.box_branch = box_branch
         strides = tuple(backbone.strides)
-        if rpn.anchors.strides != strides:
-            raise ValueError(
-                f"rpn.anchors.strides={list(rpn.anchors.strides)}, but the backbone's feature maps "
-                f"have strides {list(strides)}; set them alike"
-            )
-        _check_pooler("box_branch", box_branch, strides)
+        _check_anchors(rpn, strides)
+        _check_pooler("box_branch", box_branch, backbone)
 
     def forward(self, images: Tensor, image_sizes: Tensor, targets: Targets) -> dict[str, Tensor]:
         """The losses of a batch, in training and evaluation mode alike.
@@ -67,8 +105,7 @@ class FasterRCNN(nn.Module):
         features = self.backbone(self.normalizer(images, image_sizes))
         proposals, losses = self.rpn(features, image_sizes, targets)
         rois = self.roi_sampler(proposals, targets)
-        for branch in self.branches():
-            losses.update(branch.losses(features, rois, targets))
+        losses.update(self.roi_losses(features, rois, targets, image_sizes))
         return losses
 
     def detect(self, images: Tensor, image_sizes: Tensor) -> Detections:
@@ -80,16 +117,19 @@ class FasterRCNN(nn.Module):
         proposals = self.rpn.propose(features, image_sizes)
         return self.box_branch.detect(features, proposals, image_sizes)
 
-    def branches(self) -> list[nn.Module]:
-        """The second stage's branches, each with ``losses(features, rois, targets)``."""
-        return [self.box_branch]
+    def roi_losses(
+        self, features: list[Tensor], rois: SampledRoIs, targets: Targets, image_sizes: Tensor
+    ) -> dict[str, Tensor]:
+        """The second stage's losses."""
+        return self.box_branch.losses(features, rois, targets, image_sizes)
 
 
 class MaskRCNN(FasterRCNN):
     """Mask R-CNN (He et al., 2017): Faster R-CNN with a mask branch beside the box branch.
 
     Args:
-        mask_branch: predicts a mask inside each box.
+        mask_branch: predicts a mask inside each box. Without a pooler it shares the box branch's,
+            with whatever layers that has (res5 after C4).
         **faster_rcnn: the parts of :class:`FasterRCNN`.
     """
 
@@ -98,20 +138,45 @@ class MaskRCNN(FasterRCNN):
     def __init__(self, mask_branch: MaskBranch, **faster_rcnn) -> None:
         super().__init__(**faster_rcnn)
         self.mask_branch = mask_branch
-        _check_pooler("mask_branch", mask_branch, tuple(self.backbone.strides))
+        if mask_branch.pooler is None:
+            mask_branch.check(self.box_branch.pooler)
+        else:
+            _check_pooler("mask_branch", mask_branch, self.backbone)
 
     def _detect(self, features: list[Tensor], image_sizes: Tensor) -> Detections:
-        return self.mask_branch.detect(features, super()._detect(features, image_sizes))
+        detections = super()._detect(features, image_sizes)
+        # Other boxes than the box branch pooled, so what it computed is of no use.
+        return self.mask_branch.detect(features, detections, shared=self.box_branch.pooler)
 
-    def branches(self) -> list[nn.Module]:
-        return [self.box_branch, self.mask_branch]
+    def roi_losses(
+        self, features: list[Tensor], rois: SampledRoIs, targets: Targets, image_sizes: Tensor
+    ) -> dict[str, Tensor]:
+        pooled = self.box_branch.pool(features, rois.boxes, rois.valid)
+        losses = self.box_branch.losses(features, rois, targets, image_sizes, pooled)
+        losses.update(self.mask_branch.losses(features, rois, targets, shared=pooled))
+        return losses
 
 
-def _check_pooler(name: str, branch: nn.Module, strides: tuple[int, ...]) -> None:
-    # A wrong stride would raise nothing and read the wrong places.
-    expected = strides[: len(branch.pooler.strides)]
-    if tuple(branch.pooler.strides) != expected:
+def _check_anchors(rpn: RPN, strides: tuple[int, ...]) -> None:
+    if rpn.anchors.strides != strides:
         raise ValueError(
-            f"{name}.pooler.strides={branch.pooler.strides}, but the backbone's finest feature "
+            f"rpn.anchors.strides={list(rpn.anchors.strides)}, but the backbone's feature maps "
+            f"have strides {list(strides)}; set them alike"
+        )
+
+
+def _check_pooler(name: str, branch: nn.Module, backbone: nn.Module) -> None:
+    # A wrong stride would raise nothing and read the wrong places.
+    pooler = branch.pooler
+    expected = tuple(backbone.strides)[: len(pooler.strides)]
+    if tuple(pooler.strides) != expected:
+        raise ValueError(
+            f"{name}.pooler.strides={pooler.strides}, but the backbone's finest feature "
             f"maps have strides {list(expected)}; set them alike"
+        )
+    in_channels = getattr(pooler, "in_channels", backbone.out_channels)
+    if in_channels != backbone.out_channels:
+        raise ValueError(
+            f"{name}.pooler.name={pooler.name} takes {in_channels} channels, but the backbone "
+            f"gives {backbone.out_channels}; set the name of the backbone"
         )

@@ -12,7 +12,7 @@ from detector.ops.box_losses import ONES, BoxLoss
 from detector.ops.boxes import gather_boxes
 from detector.ops.slots import put_slots, slots_to_compute, take_slots
 from detector.roi_heads.detections import DetectionLayer
-from detector.roi_heads.pooler import check_bins
+from detector.roi_heads.pooler import PooledRoIs, check_bins, check_channels, pool_slots
 from detector.structures import Detections, Proposals, SampledRoIs, Targets
 
 
@@ -54,6 +54,7 @@ class BoxPredictor(nn.Module):
 
     def __init__(self, in_channels: int, num_classes: int, class_agnostic: bool = False) -> None:
         super().__init__()
+        self.in_channels = in_channels
         self.num_box_classes = 1 if class_agnostic else num_classes
         self.scores = nn.Linear(in_channels, num_classes + 1)
         self.deltas = nn.Linear(in_channels, 4 * self.num_box_classes)
@@ -72,7 +73,7 @@ class BoxBranch(nn.Module):
 
     Args:
         num_classes: K.
-        pooler: gives the RoI features.
+        pooler: gives the RoI features. ``None``, as ``detections``, in the stages of a cascade.
         head: turns them into vectors.
         predictor: scores and deltas.
         detections: chooses the final boxes at inference.
@@ -86,10 +87,10 @@ class BoxBranch(nn.Module):
     def __init__(
         self,
         num_classes: int,
-        pooler: nn.Module,
+        pooler: nn.Module | None,
         head: nn.Module,
         predictor: BoxPredictor,
-        detections: DetectionLayer,
+        detections: DetectionLayer | None,
         delta_weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0),
         smooth_l1_beta: float = 0.0,
         box_weight: float = 1.0,
@@ -97,7 +98,9 @@ class BoxBranch(nn.Module):
         inside_weights: Sequence[float] = ONES,
     ) -> None:
         super().__init__()
-        check_bins("box_branch", pooler, head)
+        if pooler is not None:
+            check_bins("box_branch", pooler, head)
+            check_channels("box_branch", pooler, head, predictor.in_channels)
         self.num_classes = num_classes
         self.pooler = pooler
         self.head = head
@@ -109,20 +112,39 @@ class BoxBranch(nn.Module):
         )
         self.box_weight = box_weight
 
-    def _predict(
-        self, features: list[Tensor], boxes: Tensor, rows: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        image_index = rows // boxes.shape[1]
-        return self.predictor(
-            self.head(self.pooler(features, take_slots(boxes, rows), image_index))
-        )
-
     def losses(
-        self, features: list[Tensor], rois: SampledRoIs, targets: Targets
+        self,
+        features: list[Tensor],
+        rois: SampledRoIs,
+        targets: Targets,
+        image_sizes: Tensor | None = None,
+        pooled: PooledRoIs | None = None,
     ) -> dict[str, Tensor]:
-        """``loss_classifier`` and ``loss_box``, averaged over all sampled RoIs."""
-        rows = slots_to_compute(rois.valid)
-        logits, deltas = self._predict(features, rois.boxes, rows)
+        """``loss_classifier`` and ``loss_box``, averaged over all sampled RoIs.
+
+        Args:
+            features: of the backbone.
+            rois: what to train on.
+            targets: ground truth.
+            image_sizes: ``(B, 2)``; a cascade clips the boxes that it refines, here none are.
+            pooled: features of ``rois``, where another branch shares them.
+        """
+        if pooled is None:
+            pooled = self.pool(features, rois.boxes, rois.valid)
+        return self.prediction_losses(*self.predict(pooled.features), pooled.rows, rois, targets)
+
+    def pool(self, features: list[Tensor], boxes: Tensor, valid: Tensor) -> PooledRoIs:
+        """RoI features of boxes ``(B, R, 4)``, of which ``(B, R)`` are valid."""
+        return pool_slots(self.pooler, features, boxes, slots_to_compute(valid))
+
+    def predict(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """RoI features ``(N, ...)`` to logits ``(N, K + 1)`` and deltas ``(N, K or 1, 4)``."""
+        return self.predictor(self.head(pooled))
+
+    def prediction_losses(
+        self, logits: Tensor, deltas: Tensor, rows: Tensor, rois: SampledRoIs, targets: Targets
+    ) -> dict[str, Tensor]:
+        """The losses of what :meth:`predict` gave for the slots ``rows`` ``(N,)`` of ``rois``."""
         valid = take_slots(rois.valid, rows)
         labels = take_slots(rois.labels, rows)
         foreground = take_slots(rois.foreground, rows)
@@ -145,8 +167,9 @@ class BoxBranch(nn.Module):
         self, features: list[Tensor], proposals: Proposals, image_sizes: Tensor
     ) -> Detections:
         """The best boxes of each image."""
-        rows = slots_to_compute(proposals.valid)
-        logits, deltas = self._predict(features, proposals.boxes, rows)
+        pooled = self.pool(features, proposals.boxes, proposals.valid)
+        logits, deltas = self.predict(pooled.features)
+        rows = pooled.rows
         scores = put_slots(torch.softmax(logits, 1)[:, :-1], rows, like=proposals.valid)
         deltas = put_slots(deltas, rows, like=proposals.valid)
         return self.detections(scores, deltas, proposals, image_sizes, self.delta_weights)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from detector.ops.multiscale_roi_align import align_rows, assign_levels
+from detector.ops.slots import take_slots
 from detector.roi_heads.roi_ops import RoIAlign, RoIOp
 
 _ROI_ALIGN = RoIAlign()
@@ -93,6 +95,37 @@ class RoIPooler(nn.Module):
         return pooled
 
 
+@dataclass(frozen=True)
+class PooledRoIs:
+    """RoI features of the slots that are worth computing, for more than one branch.
+
+    Attributes:
+        features: ``(N, ...)``, what a pooler gave.
+        rows: ``(N,)``, see :func:`detector.ops.slots.slots_to_compute`.
+        shape: ``(B, R)``, of the slots.
+    """
+
+    features: Tensor
+    rows: Tensor
+    shape: torch.Size
+
+    def take(self, image_index: Tensor, slot: Tensor) -> Tensor:
+        """Features ``(L, ...)`` of slots ``(L,)`` of images ``(L,)``, which were computed."""
+        position = self.rows.new_zeros(self.shape.numel())
+        numbers = torch.arange(self.rows.shape[0], device=self.rows.device)
+        position = position.index_copy(0, self.rows, numbers)
+        index = position.index_select(0, image_index * self.shape[1] + slot)
+        return self.features.index_select(0, index)
+
+
+def pool_slots(
+    pooler: nn.Module, features: list[Tensor], boxes: Tensor, rows: Tensor
+) -> PooledRoIs:
+    """RoI features of the ``rows`` ``(N,)`` of boxes in slots ``(B, R, 4)``."""
+    pooled = pooler(features, take_slots(boxes, rows), rows // boxes.shape[1])
+    return PooledRoIs(pooled, rows, boxes.shape[:2])
+
+
 def check_grid(name: str, pooler: nn.Module) -> None:
     """What comes next is a convolution: it needs a square.
 
@@ -119,4 +152,18 @@ def check_bins(name: str, pooler: nn.Module, head: nn.Module) -> None:
             f"{name}.head.pooled_size makes {expected} bins of each channel, but {name}.pooler "
             f"gives {pooler.num_bins}; set the head's pooled_size to the pooler's output_size (for "
             "a spatial pyramid, to its levels)"
+        )
+
+
+def check_channels(name: str, pooler: nn.Module, head: nn.Module, in_channels: int) -> None:
+    """The predictor takes what the head gives, or the pooler where the head has no layers.
+
+    Raises:
+        ValueError: it was made for another number of channels.
+    """
+    given = getattr(head, "out_channels", getattr(pooler, "out_channels", None))
+    if given not in (None, in_channels):
+        raise ValueError(
+            f"{name}.predictor.in_channels={in_channels}, but it is given {given} channels; set "
+            f"{name}.predictor.in_channels={given}"
         )

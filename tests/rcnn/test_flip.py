@@ -15,7 +15,8 @@ from detector.backbones.normalization import PixelNormalizer
 from detector.rcnn import MaskRCNN
 from detector.roi_heads.box import BoxBranch, BoxPredictor, TwoFCHead
 from detector.roi_heads.detections import DetectionLayer
-from detector.roi_heads.mask import FCNMaskHead, MaskBranch
+from detector.roi_heads.mask import MaskBranch
+from detector.roi_heads.mask_heads import FCNMaskHead
 from detector.roi_heads.pooler import RoIPooler
 from detector.roi_heads.sampler import RoISampler
 from detector.rpn.anchors import AnchorGenerator

@@ -7,7 +7,8 @@ from torch import nn
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
 from detector.ops.slots import keep_empty_slots
-from detector.roi_heads.mask import FCNMaskHead, MaskBranch
+from detector.roi_heads.mask import MaskBranch
+from detector.roi_heads.mask_heads import FCNMaskHead
 from detector.roi_heads.pooler import RoIPooler
 from detector.structures import Detections, Polygons, SampledRoIs, Targets
 
