@@ -37,6 +37,10 @@ _ARRAYS = (
 )
 
 
+# What objects are called where classes do not matter.
+ONE_CATEGORY = (1, "object")
+
+
 @dataclass
 class AnnotationIndex:
     """All annotations of one dataset: N images, M annotations, R rings, V vertices, K categories.
@@ -145,6 +149,17 @@ class AnnotationIndex:
             ring_offsets=offsets_of(rings_per_annotation),
             vertex_offsets=offsets_of(vertices_per_ring),
             vertices=self.vertices[ranges(self.vertex_offsets[rings], vertices_per_ring)],
+            directory=None,
+        )
+
+    def as_one_class(self) -> AnnotationIndex:
+        """An index in memory whose objects are all of :data:`ONE_CATEGORY`."""
+        category_id, name = ONE_CATEGORY
+        return dataclasses.replace(
+            self,
+            labels=np.zeros_like(self.labels),
+            category_ids=np.array([category_id]),
+            category_names=[name],
             directory=None,
         )
 

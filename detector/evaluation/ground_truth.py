@@ -20,8 +20,8 @@ def load_ground_truth(index: AnnotationIndex) -> COCO:
     """Read the JSON behind an index again, with its original polygons, RLEs, areas and crowds.
 
     Only the index's images and annotations remain, so records that were skipped as damaged are in
-    neither training nor evaluation. Annotations are numbered anew from 1: pycocotools takes a match
-    with an annotation of id 0 for no match.
+    neither training nor evaluation; categories are those the index gives them. Annotations are
+    numbered anew from 1: pycocotools takes a match with an annotation of id 0 for no match.
 
     Raises:
         ValueError: the file is no longer what the index was made of.
@@ -33,7 +33,13 @@ def load_ground_truth(index: AnnotationIndex) -> COCO:
         int(image_id): {"id": int(image_id), "height": int(height), "width": int(width)}
         for image_id, height, width in sizes
     }
-    kept = set(np.asarray(index.annotation_ids).tolist())
+    category_of_label = np.asarray(index.category_ids).tolist()
+    kept = {
+        annotation_id: category_of_label[label]
+        for annotation_id, label in zip(
+            np.asarray(index.annotation_ids).tolist(), index.labels, strict=True
+        )
+    }
     annotations: dict[int, dict[str, Any]] = {}
     for record in source["annotations"]:
         # Damaged records may lack anything; of several with one id the index holds the first.
@@ -42,7 +48,8 @@ def load_ground_truth(index: AnnotationIndex) -> COCO:
             continue
         if record["image_id"] in images and identifier not in annotations:
             image = images[record["image_id"]]
-            annotations[identifier] = _clean(record, len(annotations) + 1, image)
+            cleaned = _clean(record, len(annotations) + 1, image)
+            annotations[identifier] = cleaned | {"category_id": kept[identifier]}
     if len(annotations) != len(kept):
         raise ValueError(f"{index.source_file} was changed while in use; start again")
     categories = [
@@ -85,7 +92,6 @@ def _clean(annotation: dict[str, Any], number: int, image: dict[str, Any]) -> di
     cleaned = {
         "id": number,
         "image_id": annotation["image_id"],
-        "category_id": annotation["category_id"],
         "bbox": annotation["bbox"],
         "iscrowd": crowd,
         "area": annotation.get("area"),

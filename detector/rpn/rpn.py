@@ -115,18 +115,29 @@ class RPN(nn.Module):
         self, features: list[Tensor], image_sizes: Tensor, targets: Targets
     ) -> tuple[Proposals, dict[str, Tensor]]:
         """Proposals for the second stage and the losses ``loss_objectness``, ``loss_rpn_box``."""
-        anchors = self.anchors(features)
-        logits, deltas = self.head(features)
+        anchors, logits, deltas = self._outputs(features)
         proposals = self.train_proposals(anchors, logits, deltas, image_sizes)
         losses = self.losses(
             torch.cat(anchors), torch.cat(logits, 1), torch.cat(deltas, 1), image_sizes, targets
         )
         return proposals, losses
 
+    def losses_alone(
+        self, features: list[Tensor], image_sizes: Tensor, targets: Targets
+    ) -> dict[str, Tensor]:
+        """The losses of :meth:`forward` where nobody asks for proposals, which cost an NMS."""
+        anchors, logits, deltas = self._outputs(features)
+        return self.losses(
+            torch.cat(anchors), torch.cat(logits, 1), torch.cat(deltas, 1), image_sizes, targets
+        )
+
     def propose(self, features: list[Tensor], image_sizes: Tensor) -> Proposals:
         """Proposals at inference."""
-        logits, deltas = self.head(features)
-        return self.test_proposals(self.anchors(features), logits, deltas, image_sizes)
+        return self.test_proposals(*self._outputs(features), image_sizes)
+
+    def _outputs(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Anchors ``(A_l, 4)``, logits ``(B, A_l)`` and deltas ``(B, A_l, 4)`` of each level."""
+        return self.anchors(features), *self.head(features)
 
     def losses(
         self,
