@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import safetensors
@@ -44,23 +45,65 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
-def load_backbone_weights(backbone: nn.Module, path: str | Path) -> None:
+def load_backbone_weights(
+    backbone: nn.Module, path: str | Path, ignore: Sequence[str] = ()
+) -> None:
     """Copies a state dict into ``backbone`` and reports what it did not find.
 
     A file may lack parameters (they keep their random values and are named in a warning), but what
     it has must fit.
 
+    Args:
+        backbone: with the file's names.
+        path: of the weights file.
+        ignore: beginnings of names that the backbone has no use for, besides the classifier's:
+            ``layer4.`` where it ends before.
+
     Raises:
         ValueError: shapes differ, names are unknown, or nothing matches at all.
     """
-    state = {
-        name: value
-        for name, value in read_state_dict(path).items()
-        if not name.startswith(CLASSIFIER) and not name.endswith("num_batches_tracked")
-    }
+    left_behind = (*CLASSIFIER, *ignore)
+    state = read_state_dict(path)
+    copy_weights(
+        backbone, {n: value for n, value in state.items() if not n.startswith(left_behind)}, path
+    )
+
+
+def load_part_weights(part: nn.Module, path: str | Path, prefixes: Mapping[str, str]) -> None:
+    """Copies a part of an ImageNet network's state dict into a part of a detector.
+
+    Args:
+        part: such as a RoI head.
+        path: of the whole network's file.
+        prefixes: beginnings of the names to take, and what stands for them in ``part``:
+            ``{"classifier.0.": "fc6."}``.
+
+    Raises:
+        ValueError: shapes differ, names are unknown, or the file has no such names.
+    """
+    renamed = {}
+    for name, value in read_state_dict(path).items():
+        for prefix, own in prefixes.items():
+            if name.startswith(prefix):
+                renamed[own + name.removeprefix(prefix)] = value
+    if not renamed:
+        raise ValueError(
+            f"{path}: has no {' or '.join(f'{prefix}*' for prefix in prefixes)}, which this part "
+            "of the model starts from; give the file of the whole network"
+        )
+    copy_weights(part, renamed, path)
+
+
+def copy_weights(module: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Copies ``state``, read from ``path``, into ``module`` and reports what it did not find.
+
+    Raises:
+        ValueError: shapes differ, names are unknown, or nothing matches at all; nothing is copied.
+    """
+    state = {n: value for n, value in state.items() if not n.endswith("num_batches_tracked")}
     own = {
         name: value
-        for name, value in backbone.state_dict().items()
+        for name, value in module.state_dict().items()
         if not name.endswith("num_batches_tracked")
     }
     unknown = [name for name in state if name not in own]
@@ -78,8 +121,8 @@ def load_backbone_weights(backbone: nn.Module, path: str | Path) -> None:
             "network the file was made for?)"
         )
     missing = [name for name in own if name not in state]
-    backbone.load_state_dict(state, strict=False)
-    logger.info("%s: %d of %d backbone tensors loaded", path, len(state), len(own))
+    module.load_state_dict(state, strict=False)
+    logger.info("%s: %d of %d tensors loaded", path, len(state), len(own))
     if missing:
         logger.warning(
             "%s lacks %d of %d tensors, which start from random values (is model.backbone.name the "

@@ -10,7 +10,11 @@ import torch
 from torch import nn
 
 from detector.backbones.resnet import ResNet
-from detector.backbones.weights import load_backbone_weights, read_state_dict
+from detector.backbones.weights import (
+    load_backbone_weights,
+    load_part_weights,
+    read_state_dict,
+)
 
 
 def make_backbone(seed: int = 0) -> nn.Sequential:
@@ -142,6 +146,34 @@ def test_shallower_network_of_the_same_blocks_is_told_by_a_warning(tmp_path, cap
     assert "is model.backbone.name the network the file was made for?" in message
     assert "layer1.2.conv1.weight" in message
     assert len(message) < 1500
+
+
+def test_what_a_backbone_has_no_use_for_is_ignored(state, tmp_path, caplog):
+    state |= {"5.weight": torch.zeros(2), "6.weight": torch.zeros(2)}
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"6\.weight: not in the model"):
+        load_backbone_weights(make_backbone(), tmp_path / "weights.pth", ignore=("5.",))
+    backbone = make_backbone()
+    with caplog.at_level(logging.WARNING):
+        load_backbone_weights(backbone, tmp_path / "weights.pth", ignore=["5.", "6."])
+    assert not caplog.records
+    assert torch.equal(backbone[0].weight, state["0.weight"])
+    with pytest.raises(ValueError, match="no backbone parameters"):
+        load_backbone_weights(backbone, tmp_path / "weights.pth", ignore=("",))
+
+
+def test_a_part_takes_what_is_its_own(tmp_path, caplog):
+    head = nn.ModuleDict({"fc6": nn.Linear(4, 3)})
+    state = {"classifier.0.weight": torch.ones(3, 4), "classifier.0.bias": torch.ones(3)}
+    torch.save(state | {"features.0.weight": torch.ones(2)}, tmp_path / "whole.pth")
+    with caplog.at_level(logging.WARNING):
+        load_part_weights(head, tmp_path / "whole.pth", {"classifier.0.": "fc6."})
+    assert not caplog.records
+    assert all(parameter.eq(1).all() for parameter in head.parameters())
+    with pytest.raises(ValueError, match=r"whole\.pth: has no layer4\.\*.*whole network"):
+        load_part_weights(head, tmp_path / "whole.pth", {"layer4.": "layer4."})
+    with pytest.raises(ValueError, match=r"fc7\.weight: not in the model"):
+        load_part_weights(head, tmp_path / "whole.pth", {"classifier.0.": "fc7."})
 
 
 def test_real_imagenet_weights_without_layer4(test_data, caplog):
