@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detector.backbones.normalization import conv_norm
 from detector.backbones.resnet import ResNet
+
+EXTRA = ("none", "pool", "p6p7_c5", "p6p7_p5")
 
 
 class FPN(nn.Module):
@@ -16,7 +20,12 @@ class FPN(nn.Module):
         trunk: gives a list of feature maps, finest first, and has ``out_channels`` and ``strides``.
         out_channels: C of every level.
         norm: normalisation of the lateral and output convolutions, ``none`` as in the paper.
-        extra_level: add P6, every second cell of P5, for the RPN's largest anchors.
+        extra: coarser levels on top. ``pool`` adds P6, every second cell of P5, for the RPN's
+            largest anchors. ``p6p7_c5`` adds P6 and P7 by convolutions of stride 2, the first one
+            on the trunk's last map (RetinaNet, section 4); ``p6p7_p5`` on P5 instead. ``none``.
+
+    Raises:
+        ValueError: ``extra`` is none of these.
     """
 
     def __init__(
@@ -24,9 +33,11 @@ class FPN(nn.Module):
         trunk: nn.Module,
         out_channels: int = 256,
         norm: str = "none",
-        extra_level: bool = True,
+        extra: str = "pool",
     ) -> None:
         super().__init__()
+        if extra not in EXTRA:
+            raise ValueError(f"extra={extra!r} is not known; use one of {', '.join(EXTRA)}")
         self.trunk = trunk
         self.lateral = nn.ModuleList(
             conv_norm(channels, out_channels, 1, norm) for channels in trunk.out_channels
@@ -34,22 +45,40 @@ class FPN(nn.Module):
         self.output = nn.ModuleList(
             conv_norm(out_channels, out_channels, 3, norm) for _ in trunk.out_channels
         )
-        self.extra_level = extra_level
+        self.extra = extra
         self.out_channels = out_channels
-        strides = tuple(trunk.strides)
-        self.strides = (*strides, 2 * strides[-1]) if extra_level else strides
+        strides = list(trunk.strides)
+        if extra == "pool":
+            strides.append(2 * strides[-1])
+        elif extra != "none":
+            source = trunk.out_channels[-1] if extra == "p6p7_c5" else out_channels
+            self.p6 = _halving(source, out_channels)
+            self.p7 = _halving(out_channels, out_channels)
+            strides += [2 * strides[-1], 4 * strides[-1]]
+        self.strides = tuple(strides)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """``(B, 3, H, W)`` to L maps ``(B, C, H / stride, W / stride)``, finest first."""
-        features = [lateral(x) for lateral, x in zip(self.lateral, self.trunk(images), strict=True)]
+        maps = self.trunk(images)
+        features = [lateral(x) for lateral, x in zip(self.lateral, maps, strict=True)]
         for level in range(len(features) - 2, -1, -1):
             size = features[level].shape[2:]
             coarse = F.interpolate(features[level + 1], size=size, mode="nearest")
             features[level] = features[level] + coarse
         pyramid = [output(x) for output, x in zip(self.output, features, strict=True)]
-        if self.extra_level:
+        if self.extra == "pool":
             pyramid.append(F.max_pool2d(pyramid[-1], kernel_size=1, stride=2))
+        elif self.extra != "none":
+            p6 = self.p6(maps[-1] if self.extra == "p6p7_c5" else pyramid[-1])
+            pyramid += [p6, self.p7(F.relu(p6))]
         return pyramid
+
+
+def _halving(in_channels: int, out_channels: int) -> nn.Conv2d:
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=2, padding=1)
+    nn.init.kaiming_uniform_(conv.weight, a=1)
+    nn.init.zeros_(conv.bias)
+    return conv
 
 
 def resnet_fpn(
@@ -59,6 +88,8 @@ def resnet_fpn(
     freeze_at: int = 2,
     out_channels: int = 256,
     fpn_norm: str = "none",
+    levels: Sequence[int] = (2, 3, 4, 5),
+    extra: str = "pool",
 ) -> FPN:
     """ResNet under FPN, the papers' backbone.
 
@@ -70,6 +101,8 @@ def resnet_fpn(
         freeze_at: how much of the trunk stays as loaded.
         out_channels: C of every level.
         fpn_norm: normalisation of FPN's own convolutions.
+        levels: stages of the trunk that the pyramid is built on, 2 for C2 and P2.
+        extra: coarser levels on top; see :class:`FPN`.
     """
-    trunk = ResNet(name, norm=norm, freeze_at=freeze_at, weights=weights)
-    return FPN(trunk, out_channels=out_channels, norm=fpn_norm)
+    trunk = ResNet(name, norm, freeze_at, weights, outputs=levels)
+    return FPN(trunk, out_channels, fpn_norm, extra)

@@ -1,35 +1,45 @@
-"""ResNet trunks (He et al., 2015), built by torchvision, as detection backbones use them."""
+"""ResNet and ResNeXt trunks (He et al., 2015; Xie et al., 2016), built by torchvision."""
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Sequence
 
 import torchvision
 from torch import Tensor, nn
 
+from detector.backbones.freezing import FreezableTrunk, check_increasing
 from detector.backbones.normalization import norm_layer
 from detector.backbones.weights import load_backbone_weights
 
-DEPTHS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+NAMES = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
+)
 
 
-class ResNet(nn.Module):
-    """The stem and four residual stages; parameters keep torchvision's names.
+class ResNet(FreezableTrunk):
+    """The stem and up to four residual stages; parameters keep torchvision's names.
+
+    Stages have the numbers of the papers: 1 is the stem, 2 to 5 are res2..res5 with the maps
+    C2..C5, which torchvision calls ``layer1`` to ``layer4``.
 
     Args:
-        name: ``resnet18``, ``resnet34``, ``resnet50``, ``resnet101`` or ``resnet152``.
+        name: one of :data:`NAMES`.
         norm: see :func:`detector.backbones.normalization.norm_layer`.
-        freeze_at: stages that stay as loaded: 0 none, 1 the stem, 2 the stem and ``layer1``
-            (the papers' choice for ImageNet weights), up to 5.
+        freeze_at: stages that stay as loaded: 0 none, 1 the stem, 2 the stem and res2 (the papers'
+            choice for ImageNet weights), up to the last.
         weights: file with an ImageNet state dict in torchvision's names (``.pth``, ``.pt`` or
             ``.safetensors``), or ``None`` for random weights.
+        outputs: stages whose maps it gives. The module ends with the last of them: what lies
+            behind would never get a gradient.
+        res5_dilation: 2 gives C5 the stride of C4 (DC5): res5 does not stride, and all its 3x3
+            convolutions are dilated, the first one too, as in R-FCN and Detectron2 (torchvision's
+            ``replace_stride_with_dilation`` leaves that one as it is).
 
     Raises:
-        ValueError: unknown name, or weights that do not fit.
+        ValueError: unknown name or impossible stages, or weights that do not fit.
         FileNotFoundError: no such weights file.
     """
-
-    strides = (4, 8, 16, 32)
 
     def __init__(
         self,
@@ -37,50 +47,58 @@ class ResNet(nn.Module):
         norm: str = "frozen_bn",
         freeze_at: int = 2,
         weights: str | None = None,
+        outputs: Sequence[int] = (2, 3, 4, 5),
+        res5_dilation: int = 1,
     ) -> None:
         super().__init__()
-        if name not in DEPTHS:
-            raise ValueError(f"backbone name={name!r} is not known; use one of {', '.join(DEPTHS)}")
+        if name not in NAMES:
+            raise ValueError(f"backbone name={name!r} is not known; use one of {', '.join(NAMES)}")
+        self.outputs = check_increasing("outputs", outputs, range(2, 6))
+        last = self.outputs[-1]
+        if res5_dilation not in (1, 2):
+            raise ValueError(f"res5_dilation={res5_dilation} must be 1 or 2 (DC5)")
+        if res5_dilation == 2 and last < 5:
+            raise ValueError(f"res5_dilation=2, but the trunk ends with res{last}; use 1")
         trunk = getattr(torchvision.models, name)(norm_layer=norm_layer(norm))
         self.conv1, self.bn1 = trunk.conv1, trunk.bn1
         self.relu, self.maxpool = trunk.relu, trunk.maxpool
-        self.layer1, self.layer2 = trunk.layer1, trunk.layer2
-        self.layer3, self.layer4 = trunk.layer3, trunk.layer4
-        self.out_channels = tuple(trunk.fc.in_features // 2**down for down in (3, 2, 1, 0))
+        for stage in range(2, last + 1):
+            layer = _layer(stage)
+            self.add_module(layer, getattr(trunk, layer))
+        if res5_dilation == 2:
+            _dilate(self.layer4)
+        self.strides = tuple(
+            2**stage // (res5_dilation if stage == 5 else 1) for stage in self.outputs
+        )
+        self.out_channels = tuple(trunk.fc.in_features // 2 ** (5 - n) for n in self.outputs)
         if weights is not None:
-            load_backbone_weights(self, weights)
-        self._freeze(freeze_at)
-
-    def _freeze(self, freeze_at: int) -> None:
-        stages = [
-            [self.conv1, self.bn1],
-            [self.layer1],
-            [self.layer2],
-            [self.layer3],
-            [self.layer4],
-        ]
-        if not 0 <= freeze_at <= len(stages):
-            raise ValueError(f"freeze_at={freeze_at} must be 0 (nothing) to {len(stages)} (all)")
-        self._frozen = [module for stage in stages[:freeze_at] for module in stage]
-        for module in self._frozen:
-            module.requires_grad_(False)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> Self:
-        """As ``nn.Module.train``; frozen stages stay in evaluation mode.
-
-        Running statistics are no parameters: without this they would drift where weights are fixed.
-        """
-        super().train(mode)
-        for module in self._frozen:
-            module.eval()
-        return self
+            absent = [f"{_layer(stage)}." for stage in range(last + 1, 6)]
+            load_backbone_weights(self, weights, ignore=absent)
+        residual = [[getattr(self, _layer(stage))] for stage in range(2, last + 1)]
+        self.freeze([[self.conv1, self.bn1], *residual], freeze_at)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """``(B, 3, H, W)`` to the outputs of layer1..layer4, strides 4, 8, 16, 32."""
+        """``(B, 3, H, W)`` to the maps of ``outputs``, each ``(B, C, H / stride, W / stride)``.
+
+        Sides are rounded up.
+        """
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         features = []
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)
-            features.append(x)
+        for stage in range(2, self.outputs[-1] + 1):
+            x = getattr(self, _layer(stage))(x)
+            if stage in self.outputs:
+                features.append(x)
         return features
+
+
+def _layer(stage: int) -> str:
+    """torchvision's name of a residual stage."""
+    return f"layer{stage - 1}"
+
+
+def _dilate(stage: nn.Module) -> None:
+    for module in stage.modules():
+        if isinstance(module, nn.Conv2d):
+            module.stride = (1, 1)
+            if module.kernel_size == (3, 3):
+                module.dilation = module.padding = (2, 2)

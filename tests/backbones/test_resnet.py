@@ -1,6 +1,7 @@
 """ResNet trunks against torchvision's, freezing, and kinds of normalisation."""
 
 import copy
+import logging
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops import FrozenBatchNorm2d
 
-from detector.backbones.resnet import ResNet
+from detector.backbones.resnet import NAMES, ResNet
 
 STAGES = ["layer1", "layer2", "layer3", "layer4"]
 
@@ -18,13 +19,19 @@ def images(count: int = 2, size: int = 64) -> torch.Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_features_equal_torchvisions_with_the_same_weights(name):
-    reference = getattr(torchvision.models, name)(norm_layer=FrozenBatchNorm2d)
+def make_reference(name: str, **settings) -> nn.Module:
+    """torchvision's network with statistics as if it were trained."""
+    reference = getattr(torchvision.models, name)(norm_layer=FrozenBatchNorm2d, **settings)
     for module in reference.modules():
         if isinstance(module, FrozenBatchNorm2d):
             module.running_mean.normal_(std=0.1)
             module.running_var.uniform_(0.5, 1.5)
+    return reference
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
+def test_features_equal_torchvisions_with_the_same_weights(name):
+    reference = make_reference(name)
     trunk = ResNet(name)
     missing, unexpected = trunk.load_state_dict(reference.state_dict(), strict=False)
     assert not missing
@@ -36,6 +43,77 @@ def test_features_equal_torchvisions_with_the_same_weights(name):
     ):
         torch.testing.assert_close(feature, expected[stage])
         assert feature.shape == (2, channels, 64 // stride, 64 // stride)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_are_as_many_as_published(name):
+    """torchvision's counts, less the classifier of 1000 classes."""
+    with torch.device("meta"):
+        trunk = ResNet(name, norm="bn")
+    published = torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"]
+    classifier = (trunk.out_channels[-1] + 1) * 1000
+    assert sum(p.numel() for p in trunk.parameters()) == published - classifier
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
+def test_c4_is_torchvisions_layer3_and_ends_there(name, tmp_path, caplog):
+    reference = make_reference(name)
+    torch.save(reference.state_dict(), tmp_path / "whole.pth")
+    with caplog.at_level(logging.WARNING):
+        trunk = ResNet(name, weights=str(tmp_path / "whole.pth"), outputs=(4,))
+    assert not caplog.records, "layer4 is neither missed nor refused"
+    assert not hasattr(trunk, "layer4")
+    (feature,) = trunk(images(size=75))
+    expected = IntermediateLayerGetter(reference, {"layer3": "x"})(images(size=75))["x"]
+    assert torch.equal(feature, expected)
+    assert trunk.strides == (16,)
+    assert feature.shape == (2, *trunk.out_channels, 5, 5)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnext50_32x4d"])
+def test_dc5_is_torchvisions_with_the_first_convolution_dilated_too(name):
+    """As in Detectron2, where RES5_DILATION is that of all blocks of res5."""
+    reference = make_reference(name, replace_stride_with_dilation=[False, False, True])
+    trunk = ResNet(name, outputs=(5,), res5_dilation=2)
+    trunk.load_state_dict(reference.state_dict(), strict=False)
+    as_published = IntermediateLayerGetter(reference, {"layer4": "x"})(images(size=75))["x"]
+    first = reference.layer4[0].conv2
+    assert (first.stride, first.dilation) == ((1, 1), (1, 1))
+    first.dilation = first.padding = (2, 2)
+    expected = IntermediateLayerGetter(reference, {"layer4": "x"})(images(size=75))["x"]
+    (feature,) = trunk(images(size=75))
+    assert torch.equal(feature, expected)
+    assert not torch.allclose(feature, as_published)
+    assert trunk.strides == (16,)
+    assert feature.shape == (2, 2048, 5, 5)
+
+
+@pytest.mark.parametrize(("name", "first"), [("resnet18", "conv1"), ("resnet50", "conv2")])
+def test_a_dilated_stage_is_the_strided_one_between_its_cells(name, first):
+    """But for the first 3x3 convolution, whose dilation 2 is this variant's only real change."""
+    plain, dilated = ResNet(name), ResNet(name, outputs=(5,), res5_dilation=2)
+    dilated.load_state_dict(plain.state_dict())
+    conv = getattr(dilated.layer4[0], first)
+    conv.dilation = conv.padding = (1, 1)
+    image = images(size=75).double()
+    every_second = dilated.double()(image)[0][:, :, ::2, ::2]
+    torch.testing.assert_close(every_second, plain.double()(image)[-1])
+
+
+@pytest.mark.parametrize("outputs", [(2,), (3, 5), (2, 3, 4)])
+def test_outputs_are_the_stages_that_were_asked_for(outputs):
+    whole = ResNet("resnet18")
+    trunk = ResNet("resnet18", outputs=outputs)
+    trunk.load_state_dict(whole.state_dict(), strict=False)
+    assert trunk.strides == tuple(2**stage for stage in outputs)
+    every = whole(images(size=61))
+    features = trunk(images(size=61))
+    assert len(features) == len(outputs)
+    for feature, stage, channels, stride in zip(
+        features, outputs, trunk.out_channels, trunk.strides, strict=True
+    ):
+        assert torch.equal(feature, every[stage - 2])
+        assert feature.shape == (2, channels, -(-61 // stride), -(-61 // stride))
 
 
 @pytest.mark.parametrize("freeze_at", range(6))
@@ -114,3 +192,15 @@ def test_impossible_settings_are_refused():
         ResNet("resnet18", norm="batch")
     with pytest.raises(ValueError, match="freeze_at=6"):
         ResNet("resnet18", freeze_at=6)
+    with pytest.raises(ValueError, match=r"freeze_at=5 must be 0 .* to 4"):
+        ResNet("resnet18", freeze_at=5, outputs=(4,))
+    with pytest.raises(ValueError, match="res5_dilation=3"):
+        ResNet("resnet18", res5_dilation=3)
+    with pytest.raises(ValueError, match="res5_dilation=2, but the trunk ends with res4"):
+        ResNet("resnet18", outputs=(4,), res5_dilation=2)
+
+
+@pytest.mark.parametrize("outputs", [(), (1, 2), (5, 6), (4, 3), (3, 3)])
+def test_impossible_outputs_are_refused(outputs):
+    with pytest.raises(ValueError, match=r"outputs=.*2, 3, 4, 5"):
+        ResNet("resnet18", outputs=outputs)

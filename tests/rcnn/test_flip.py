@@ -53,7 +53,7 @@ def model() -> MaskRCNN:
     model = MaskRCNN(
         num_classes=K,
         normalizer=PixelNormalizer(),
-        backbone=FPN(Patches(), out_channels=8, extra_level=False),
+        backbone=FPN(Patches(), out_channels=8, extra="none"),
         rpn=RPN(
             # Centred in their cells: at the corners, flipped anchors would not be anchors.
             AnchorGenerator([[16], [32], [48]], strides=STRIDES, offset=0.5),
