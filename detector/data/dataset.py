@@ -12,6 +12,7 @@ import torch.utils.data
 from detector.data.augmentation import Augmentation
 from detector.data.coco import read_coco
 from detector.data.images import read_image
+from detector.data.index import AnnotationIndex
 from detector.data.problems import OnError
 from detector.data.sample import Sample, select_rings
 
@@ -34,10 +35,13 @@ class DetectionDataset(torch.utils.data.Dataset):
 
     Attributes:
         index: the :class:`detector.data.index.AnnotationIndex`.
+        metric: the evaluation that goes with such data, ``"coco"`` or ``"voc"``.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`read_coco`.
     """
+
+    metric = "coco"
 
     def __init__(
         self,
@@ -50,7 +54,14 @@ class DetectionDataset(torch.utils.data.Dataset):
         keep_empty: bool = True,
     ):
         base = Path(root) if root is not None else Path()
-        self.index = read_coco(base / annotations, base / images, on_error)
+        index = read_coco(base / annotations, base / images, on_error)
+        self._use(index, augment, seed, keep_empty)
+
+    def _use(
+        self, index: AnnotationIndex, augment: Sequence[Any] | None, seed: int, keep_empty: bool
+    ) -> None:
+        """Takes what any reader made; the arguments are the constructor's."""
+        self.index = index
         self.augmentation = Augmentation(augment or ())
         self.seed = seed
         if not keep_empty:
