@@ -36,6 +36,10 @@ TOOLS = {
     "benchmark": ("detector.benchmark.run", "our ops beside others': what=ops|kernels json=FILE"),
 }
 _QUOTED = """'input="my photos/a=b.jpg"'"""
+_OWN_DATA = (
+    "Data of your own: data=custom, with data.root=FOLDER or, of train and val each, "
+    "data.train.annotations=FILE data.train.images=FOLDER"
+)
 # FloatingPointError: training diverged, which its message explains.
 _USER_ERRORS = (
     ValueError,
@@ -183,6 +187,8 @@ def _explain(error: BaseException, tool: str, config_dir: Path | None) -> str:
         return f"{missing[1]} must be given: {missing[1]}=..."
     if isinstance(error, OverrideParseException):
         reason = message.split("\nSee http")[0]
+        if "missing EQUAL" in reason:
+            reason += f"\nSettings are key=value without blanks, see `detector {tool} --help`"
         return f"{reason}\nA value with blanks, commas, brackets or = needs quotes: {_QUOTED}"
     if isinstance(error, HydraException):
         unknown = re.match(r"Could not override '([^']+)'", message)
@@ -195,6 +201,8 @@ def _explain(error: BaseException, tool: str, config_dir: Path | None) -> str:
                 return f"{cause} (config key {key[1]})" if key else str(cause)
             cause = cause.__cause__
         message = message.split("\nConfig search path")[0]
+        if "Could not find 'data/" in message:
+            message += f"\n{_OWN_DATA}"
     return message
 
 

@@ -110,6 +110,20 @@ def test_an_unknown_choice_lists_the_choices(refused):
     assert "experiment/long" in message and "short" in message
 
 
+def test_a_file_given_as_the_data_is_told_its_place(tool, refused, tmp_path: Path):
+    (tmp_path / "configs" / "data").mkdir()
+    (tmp_path / "configs" / "data" / "custom.yaml").touch()
+    message, code = refused("+data=my/train.json")
+    assert code == 2
+    assert "data=custom" in message and "data.train.annotations=FILE" in message
+
+
+def test_blanks_around_the_equals_sign_are_pointed_out(refused):
+    message, code = refused("training.steps", "=", "3")
+    assert code == 2
+    assert "key=value without blanks" in message
+
+
 def test_a_malformed_override_shows_how_to_quote(refused):
     message, code = refused("data.root=a=b")
     assert code == 2

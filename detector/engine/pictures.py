@@ -45,7 +45,11 @@ class Comparisons:
             # With its folders in the name, since files in two of them may be called alike.
             name = "_".join(Path(self.index.file_name(i)).with_suffix("").parts)
             result = detector.predict(self.index.path(i), self.score_threshold)
-            picture = panel(draw_ground_truth(self.index, i), np.asarray(result.plot()))
+            picture = panel(
+                draw_ground_truth(self.index, i),
+                np.asarray(result.plot()),
+                titles=("ground truth", f"prediction, scores from {self.score_threshold:g}"),
+            )
             Image.fromarray(picture).save(folder / f"{name}.jpg", quality=92)
             yield name, picture
 

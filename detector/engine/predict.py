@@ -43,7 +43,7 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
 
     console = open_console()
     console.print(f"{len(paths)} images from {cfg.input}", soft_wrap=True)
-    records, unreadable = [], []
+    records, unreadable, best_score = [], [], None
     names = picture_names(paths)
     numbered = list(zip(paths, image_ids(paths), strict=True))
     for path, image_id in track(numbered, len(paths), "predicting", "images", console):
@@ -52,13 +52,22 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
         except (ValueError, OSError) as error:
             unreadable.append(str(error))
             continue
-        result = detector.predict(pixels, cfg.score_threshold)
+        found = detector.predict(pixels, score_threshold=0.0)
+        if len(found):
+            best_score = max(best_score or 0.0, float(found.scores.max()))
+        result = found.above(cfg.score_threshold)
         if cfg.pictures:
             result.save(output / names[path])
         for record in result.to_coco(image_id=image_id):
             records.append({**record, "file_name": str(path)})
     write_json(output / "predictions.json", records)
     console.print(f"{len(records)} objects; written to {output}", soft_wrap=True)
+    if not records and best_score is not None:
+        console.print(
+            f"the highest score is {best_score:.2g}, below score_threshold={cfg.score_threshold}; "
+            "lower it to see what was found",
+            soft_wrap=True,
+        )
     if unreadable:
         listed = "\n  ".join(unreadable[:20])
         more = f"\n  ... and {len(unreadable) - 20} more" if len(unreadable) > 20 else ""

@@ -15,6 +15,8 @@ from rich.text import Text
 
 Item = TypeVar("Item")
 
+SILENCE = 60.0  # seconds after which a log without a bar is told that something still goes on
+
 
 class ProgressDisplay:
     """Plain lines; the base of :class:`LiveDisplay`.
@@ -106,12 +108,16 @@ class LiveDisplay(ProgressDisplay):
 def track(
     items: Iterable[Item], total: int, what: str, unit: str, console: Console
 ) -> Iterator[Item]:
-    """Passes ``items`` on under a bar in a terminal, or with a line at the end in a pipe."""
-    began = time.perf_counter()
+    """Passes ``items`` on under a bar in a terminal; in a pipe, a line a minute and at the end."""
+    began = said = time.perf_counter()
     if console.is_terminal:
         yield from rich.progress.track(items, what, total, console=console)
     else:
-        yield from items
+        for done, item in enumerate(items):
+            if time.perf_counter() - said > SILENCE:
+                said = time.perf_counter()
+                console.print(f"{what}: {done}/{total} {unit}", soft_wrap=True)
+            yield item
         elapsed = duration(time.perf_counter() - began)
         console.print(f"{what}: {total} {unit} in {elapsed}", soft_wrap=True)
 

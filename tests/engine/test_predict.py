@@ -58,6 +58,22 @@ def test_unreadable_images_are_named_and_the_others_done(
     assert not list((tmp_path / "out").glob("*.jpg"))
 
 
+def test_finding_nothing_says_how_far_the_threshold_is(
+    compose_tool, trained: Path, tmp_path: Path, shapes_root: Path, capsys
+) -> None:
+    config = compose_tool(
+        "predict",
+        f"checkpoint={trained}",
+        f"input={shapes_root / 'val'}",
+        f"output={tmp_path}",
+        "pictures=false",
+        "score_threshold=1.0",
+    )
+    assert predict(config) == []
+    said = capsys.readouterr().out
+    assert "0 objects" in said and "below score_threshold=1.0; lower it" in said
+
+
 def test_input_without_images_is_refused(compose_tool, trained: Path, tmp_path: Path) -> None:
     for where, said in ((tmp_path, "holds no image"), (tmp_path / "*.jpg", "no such image")):
         with pytest.raises(FileNotFoundError, match=said):

@@ -2,6 +2,7 @@ import io
 
 from rich.console import Console
 
+from detector.engine import progress
 from detector.engine.progress import LiveDisplay, ProgressDisplay, open_display
 
 VALUES = {
@@ -27,6 +28,15 @@ def test_a_pipe_gets_plain_lines_with_what_one_wants_to_know() -> None:
     )
     assert second.startswith("evaluating: 2 batches in 0:00:0")
     assert "\x1b" not in out.getvalue()
+
+
+def test_a_pipe_is_told_that_a_long_evaluation_goes_on(monkeypatch) -> None:
+    monkeypatch.setattr(progress, "SILENCE", -1.0)
+    out = io.StringIO()
+    with open_display(100, console=Console(file=out, width=40)) as display:
+        assert list(display.track("ab", 2, "evaluating", "batches")) == ["a", "b"]
+    said = out.getvalue().splitlines()
+    assert said[:2] == ["evaluating: 0/2 batches", "evaluating: 1/2 batches"] and len(said) == 3
 
 
 def test_brackets_in_paths_and_patterns_are_shown(capsys) -> None:
