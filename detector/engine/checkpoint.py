@@ -147,6 +147,9 @@ def checkpoint_file(path: str | Path) -> Path:
         path = path / "checkpoints" / "last.pt"
     if not path.is_file():
         siblings = sorted(str(file) for file in path.parent.glob("*.pt"))
+        if path.parent.name == "checkpoints":  # the folder above may hold runs named by their time
+            above = path.parents[1]
+            siblings = siblings or sorted(map(str, above.glob(f"*/checkpoints/{path.name}")))[-3:]
         remedy = f"there are {', '.join(siblings)}" if siblings else "check the path"
         raise FileNotFoundError(f"no checkpoint {path if path != given else given}: {remedy}")
     return path

@@ -29,6 +29,7 @@ from detector.engine.checkpoint import (
     save_checkpoint,
 )
 from detector.engine.inference import evaluate_model
+from detector.engine.initial_weights import check_initial_weights
 from detector.engine.loss_window import LossWindow
 from detector.engine.metric_log import MetricLog
 from detector.engine.optimizer import (
@@ -63,12 +64,13 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         NonFiniteLoss: training diverged; the last good checkpoint is kept.
         SystemExit: with 130 or 143 after Ctrl-C or SIGTERM, when everything is saved.
     """
-    # Where to write, and what to go on from. Looked at first: it fails fast.
+    # Where to write, and what to begin or go on from. Looked at first: it fails fast.
     run, resume_from = choose_run_directory(cfg.run_dir, cfg.resume, cfg.name)
     former = load_checkpoint(resume_from) if resume_from else None
     if former:
         check_resumable(resume_from, former)
         check_newest(resume_from, former, run.last)
+    weight_warnings = check_initial_weights(cfg.model)
     runtime = assembly.build(cfg.runtime)
     runtime.apply()
 
@@ -199,6 +201,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             for change in assembly.config_changes(checkpoint_config(former, allow_code=True), cfg):
                 display.print(f"changed since the checkpoint: {change}")
         for warning in (
+            *([] if former else weight_warnings),
             *plan.without_effect(cfg.training.max_epochs),
             *schedule.without_effect(plan.max_steps),
         ):

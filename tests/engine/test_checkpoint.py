@@ -81,6 +81,15 @@ def test_a_missing_file_is_refused_with_the_ones_beside_it(tmp_path: Path) -> No
         load_checkpoint(tmp_path / "last.pt")
 
 
+def test_the_folder_of_all_runs_is_refused_with_the_newest_ones(tmp_path: Path) -> None:
+    for time in ("1st", "2nd", "3rd", "4th"):
+        save_checkpoint(tmp_path / "mine" / time / "checkpoints" / "last.pt", content())
+    for given in ("mine", "mine/checkpoints/last.pt"):
+        with pytest.raises(FileNotFoundError, match=r"2nd/\S+, .*3rd/\S+, .*4th/") as error:
+            load_checkpoint(tmp_path / given)
+        assert "1st" not in str(error.value)
+
+
 @pytest.mark.parametrize("kind", ["cut off", "text", "empty", "pickle of code"])
 def test_a_broken_file_is_refused_with_a_remedy(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "last.pt"

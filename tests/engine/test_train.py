@@ -229,6 +229,19 @@ def test_boxes_alone_train_faster_rcnn_and_are_refused_for_mask_rcnn(
     assert set(metrics) == {"box", "per_class"}
 
 
+def test_a_missing_weights_file_is_named_before_the_data_is_read(
+    compose_tiny, tmp_path: Path
+) -> None:
+    nowhere = ("data.prepare=null", f"data.root={tmp_path}", f"run_dir={tmp_path / 'run'}")
+    with pytest.raises(FileNotFoundError, match=r"absent\.pth: no such weights file"):
+        train(compose_tiny(*nowhere, "model.backbone.weights=absent.pth"))
+
+
+def test_a_frozen_random_trunk_is_warned_of(compose_tiny, tmp_path: Path, capsys) -> None:
+    train(compose_tiny(f"run_dir={tmp_path}", "training.max_steps=1", "model.backbone.freeze_at=1"))
+    assert "warning: the trunk is random" in capsys.readouterr().out
+
+
 def test_images_without_objects_train(compose_tiny, tmp_path: Path, shapes_root: Path) -> None:
     file = json.loads((shapes_root / "annotations" / "instances_train.json").read_text())
     lonely = file["annotations"][0]
