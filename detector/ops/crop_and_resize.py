@@ -60,5 +60,7 @@ def _axis(low: Tensor, high: Tensor, size: int, num_points: int) -> tuple[Tensor
     Near the border it decides whether the last point is on the map.
     """
     if num_points > 1:
-        return low * (size - 1), (high - low) * (size - 1) / (num_points - 1)
+        # Not a Python number: CUDA divides by one as a product with its reciprocal.
+        num_steps = torch.full_like(low, num_points - 1)
+        return low * (size - 1), (high - low) * (size - 1) / num_steps
     return 0.5 * (low + high) * (size - 1), torch.zeros_like(low)

@@ -133,7 +133,10 @@ def align_samples(
     size = boxes[:, 2:] - start
     if not aligned:
         size = size.clamp(min=1.0)
-    bins = torch.stack((size[:, 0] / width, size[:, 1] / height), 1)
+    # Tensors, not Python numbers: CUDA divides by those as a product with the reciprocal, which
+    # may round 21 / 7 up, and then a cell gets a sample more.
+    sides = (torch.full_like(size[:, :1], side) for side in (width, height))
+    bins = size / torch.cat(tuple(sides), 1)
     if sampling_ratio > 0:
         samples = torch.full_like(bins, sampling_ratio)
     else:

@@ -35,6 +35,7 @@ def _positions(low: Tensor, high: Tensor, size: int, num_points: int) -> Tensor:
     """The formula of TensorFlow's kernel, in its order of operations."""
     if num_points == 1:
         return (0.5 * (low + high) * (size - 1))[None]
-    scale = (high - low) * (size - 1) / (num_points - 1)
+    # Not a Python number: CUDA divides by one as a product with its reciprocal.
+    scale = (high - low) * (size - 1) / torch.full_like(low, num_points - 1)
     number = torch.arange(num_points, dtype=low.dtype, device=low.device)
     return low * (size - 1) + number * scale

@@ -50,6 +50,8 @@ def _positions(
     size = end - start
     if not aligned:
         size = size.clamp(min=1.0)
-    samples = sampling_ratio if sampling_ratio > 0 else max(math.ceil(size / num_cells), 0)
+    # Not a Python number: CUDA divides by one as a product with its reciprocal.
+    cell = size / torch.full_like(size, num_cells)
+    samples = sampling_ratio if sampling_ratio > 0 else max(math.ceil(cell), 0)
     number = torch.arange(num_cells * samples, dtype=start.dtype, device=start.device)
-    return start + (number + 0.5) * (size / num_cells) / max(samples, 1), samples
+    return start + (number + 0.5) * cell / max(samples, 1), samples

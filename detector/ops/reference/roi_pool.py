@@ -127,7 +127,9 @@ def _bounds(
     bounds = []
     for axis, limit, num_bins in ((1, height, bins[0]), (0, width, bins[1])):
         edge = torch.arange(num_bins + 1, device=boxes.device, dtype=boxes.dtype)
-        edges = edge * (size[:, axis] / num_bins)[:, None]
+        # Not a Python number: CUDA divides by one as a product with its reciprocal.
+        own = size[:, axis]
+        edges = edge * (own / torch.full_like(own, num_bins))[:, None]
         start = first[:, axis, None]
         bounds.append((start + edges[:, :-1].floor()).clamp(0, limit).long())
         bounds.append((start + edges[:, 1:].ceil()).clamp(0, limit).long())

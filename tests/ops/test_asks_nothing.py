@@ -1,0 +1,91 @@
+"""What ops do in Python around their kernels on a GPU, found out without one.
+
+Fake tensors of a CUDA device take the branches that a GPU takes; they have no values, so asking for
+one is an error, and every tensor of the CPU among them would be copied while the GPU waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from detector.ops.crop_and_resize import crop_and_resize
+from detector.ops.roi_align import roi_align
+from detector.ops.roi_warp import roi_warp
+from tests.ops.case import collect_cases, map_tensors, tensors_of, variants
+
+GPU = torch.device("cuda", 0)
+CPU = torch.device("cpu")
+CAPTURABLE = [case for case in collect_cases() if case.capturable]
+
+
+class Calls(TorchDispatchMode):
+    """Every call that reaches a device, with its arguments and results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[tuple[Any, tuple[Any, ...], Any]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.made.append((func, (*args, *(kwargs or {}).values()), result))
+        return result
+
+    def of_the_cpu(self) -> list[str]:
+        return [
+            str(func)
+            for func, arguments, result in self.made
+            if any(x.device.type == "cpu" for x in tensors_of((arguments, result)))
+        ]
+
+
+def on_fake_gpu(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Calls:
+    def fake(tensor: Tensor) -> Tensor:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=GPU)
+
+    with FakeTensorMode(), Calls() as calls:
+        function(*map_tensors(fake, arguments))
+    return calls
+
+
+@pytest.mark.parametrize(("case", "dtype", "layout"), variants(CAPTURABLE))
+def test_nothing_is_asked_of_the_gpu_nor_copied_to_it(case, dtype, layout):
+    calls = on_fake_gpu(case.op, case.make(CPU, dtype, layout))
+    assert calls.made
+    assert calls.of_the_cpu() == []
+
+
+def test_questions_and_copies_are_seen():
+    ones = (torch.ones(3),)
+    with pytest.raises(DataDependentOutputException):
+        on_fake_gpu(lambda x: x.max().item(), ones)
+    assert on_fake_gpu(lambda x: x + torch.tensor([1.0, 2.0, 3.0]).to(x.device), ones).of_the_cpu()
+    assert on_fake_gpu(lambda x: x.cpu(), ones).of_the_cpu()
+
+
+BOXES = torch.tensor([[0.0, 1.0, 2.0, 22.0, 23.0]])
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        lambda x, boxes: roi_align(x, boxes, 7),
+        lambda x, boxes: roi_align(x, boxes, (3, 7), sampling_ratio=2, aligned=True, mode="max"),
+        lambda x, boxes: crop_and_resize(x, boxes, 7),
+        lambda x, boxes: roi_warp(x, boxes, 7),
+    ],
+    ids=["roi_align", "roi_align_max", "crop_and_resize", "roi_warp"],
+)
+def test_places_on_a_map_are_divided_not_multiplied_by_a_reciprocal(op):
+    """CUDA divides by a Python number as a product with its reciprocal: 21 / 7 is above 3 then,
+    so that a cell has a sample too many, and the last point of a crop lies outside the map."""
+    calls = on_fake_gpu(op, (torch.zeros(1, 8, 30, 30), BOXES)).made
+    divisors = [args[1] for func, args, _ in calls if func is torch.ops.aten.div.Tensor]
+    assert divisors
+    assert all(isinstance(divisor, Tensor) for divisor in divisors)
