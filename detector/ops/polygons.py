@@ -52,7 +52,7 @@ def rasterize_polygons(
     return torch.ops.detector.rasterize_polygons(
         polygons.edges,
         polygons.offsets,
-        boxes,
+        boxes.detach(),
         image_index,
         gt_index,
         polygons.max_edges,
@@ -141,8 +141,9 @@ def _by_scatter(
         x = x0[:, None] + (center - y0) / rise * (x1 - x0)[:, None]
         column = torch.ceil(x - 0.5).clamp(min=0, max=mask_size).long()
         crossings.scatter_add_(2, column, direction)
-    winding = crossings[:, :, :mask_size].cumsum(2)
-    return (winding.round() != 0).to(boxes.dtype)
+    # As integers: of floats CUDA refuses a running sum in deterministic mode.
+    winding = crossings[:, :, :mask_size].int().cumsum(2, dtype=torch.int32)
+    return (winding != 0).to(boxes.dtype)
 
 
 _rasterize_polygons.register_kernel("cuda")(
