@@ -10,7 +10,7 @@ from detector.roi_heads.box import BoxBranch
 from detector.roi_heads.mask import MaskBranch
 from detector.roi_heads.sampler import RoISampler
 from detector.rpn.rpn import RPN
-from detector.structures import Detections, SampledRoIs, Targets
+from detector.structures import Detections, Proposals, SampledRoIs, Targets
 
 
 class ProposalNetwork(nn.Module):
@@ -27,6 +27,7 @@ class ProposalNetwork(nn.Module):
 
     has_masks = False
     has_classes = False
+    needs_proposals = False
     num_classes = 1
 
     def __init__(self, normalizer: PixelNormalizer, backbone: nn.Module, rpn: RPN) -> None:
@@ -43,14 +44,73 @@ class ProposalNetwork(nn.Module):
 
     def detect(self, images: Tensor, image_sizes: Tensor) -> Detections:
         """The proposals, best first, all labelled 0; scores are probabilities of an object."""
-        features = self.backbone(self.normalizer(images, image_sizes))
-        proposals = self.rpn.propose(features, image_sizes)
+        proposals = self.propose(images, image_sizes)
         return Detections(
             boxes=proposals.boxes,
             scores=proposals.scores.sigmoid().masked_fill(~proposals.valid, 0.0),
             labels=torch.zeros_like(proposals.valid, dtype=torch.int64),
             valid=proposals.valid,
         )
+
+    def propose(self, images: Tensor, image_sizes: Tensor) -> Proposals:
+        """What the RPN proposes at inference."""
+        features = self.backbone(self.normalizer(images, image_sizes))
+        return self.rpn.propose(features, image_sizes)
+
+
+class FastRCNN(nn.Module):
+    """Fast R-CNN (Girshick, 2015): classes and boxes for proposals that come with the images.
+
+    Args:
+        num_classes: K.
+        normalizer: uint8 pixels to the backbone's input.
+        backbone: gives feature maps, finest first, and has their ``strides``.
+        roi_sampler: chooses the proposals to train on.
+        box_branch: classifies and refines them.
+
+    Raises:
+        ValueError: the pooler expects other feature maps than the backbone gives.
+    """
+
+    has_masks = False
+    has_classes = True
+    needs_proposals = True
+
+    def __init__(
+        self,
+        num_classes: int,
+        normalizer: PixelNormalizer,
+        backbone: nn.Module,
+        roi_sampler: RoISampler,
+        box_branch: BoxBranch,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.normalizer = normalizer
+        self.backbone = backbone
+        self.roi_sampler = roi_sampler
+        self.box_branch = box_branch
+        _check_pooler("box_branch", box_branch, backbone)
+
+    def forward(
+        self, images: Tensor, image_sizes: Tensor, targets: Targets, proposals: Proposals
+    ) -> dict[str, Tensor]:
+        """The losses of a batch (equation 1 of the paper).
+
+        Args:
+            images: ``(B, 3, H, W)`` uint8.
+            image_sizes: ``(B, 2)`` int64, ``(height, width)`` of the filled part.
+            targets: ground truth.
+            proposals: in pixels of ``images``.
+        """
+        features = self.backbone(self.normalizer(images, image_sizes))
+        rois = self.roi_sampler(proposals, targets)
+        return self.box_branch.losses(features, rois, targets, image_sizes)
+
+    def detect(self, images: Tensor, image_sizes: Tensor, proposals: Proposals) -> Detections:
+        """Detections of a batch; call within ``torch.no_grad`` and after ``eval()``."""
+        features = self.backbone(self.normalizer(images, image_sizes))
+        return self.box_branch.detect(features, proposals, image_sizes)
 
 
 class FasterRCNN(nn.Module):
@@ -70,6 +130,7 @@ class FasterRCNN(nn.Module):
 
     has_masks = False
     has_classes = True
+    needs_proposals = False
 
     def __init__(
         self,
@@ -112,6 +173,11 @@ class FasterRCNN(nn.Module):
         """Detections of a batch; call within ``torch.no_grad`` and after ``eval()``."""
         features = self.backbone(self.normalizer(images, image_sizes))
         return self._detect(features, image_sizes)
+
+    def propose(self, images: Tensor, image_sizes: Tensor) -> Proposals:
+        """What the first stage proposes at inference."""
+        features = self.backbone(self.normalizer(images, image_sizes))
+        return self.rpn.propose(features, image_sizes)
 
     def _detect(self, features: list[Tensor], image_sizes: Tensor) -> Detections:
         proposals = self.rpn.propose(features, image_sizes)

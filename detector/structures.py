@@ -83,6 +83,21 @@ class Targets(TensorStruct):
 
 
 @dataclass(frozen=True)
+class Proposals(TensorStruct):
+    """Boxes that may hold objects, best first.
+
+    Attributes:
+        boxes: ``(B, P, 4)`` float32, inside the image.
+        scores: ``(B, P)`` float32; the RPN's are logits of objectness.
+        valid: ``(B, P)`` bool.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True)
 class Batch(TensorStruct):
     """What the collate function makes and the model consumes.
 
@@ -92,6 +107,7 @@ class Batch(TensorStruct):
         original_sizes: ``(B, 2)`` int64, ``(height, width)`` of the image file, EXIF applied.
         image_ids: ``(B,)`` int64, the dataset's ids.
         targets: ground truth, or ``None`` for inference.
+        proposals: of a file, for Fast R-CNN; else ``None``.
     """
 
     images: Tensor
@@ -99,21 +115,7 @@ class Batch(TensorStruct):
     original_sizes: Tensor
     image_ids: Tensor
     targets: Targets | None = None
-
-
-@dataclass(frozen=True)
-class Proposals(TensorStruct):
-    """Boxes the RPN proposes, best first.
-
-    Attributes:
-        boxes: ``(B, P, 4)`` float32, inside the image.
-        scores: ``(B, P)`` float32 objectness logits.
-        valid: ``(B, P)`` bool.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    valid: Tensor
+    proposals: Proposals | None = None
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from detector.data.transform_support import (
 _MIN_BOX_SIDE = 1.0
 # From continuous pixels to albumentations' convention.
 _PIXEL_CENTRE = np.float32(0.5)
+_NO_BOXES = np.zeros((0, 4), np.float32)
 
 
 class Augmentation:
@@ -35,7 +36,8 @@ class Augmentation:
     Vertices and the four corners of every box go through the transforms as keypoints, in continuous
     pixels (a horizontal flip maps x to w - x). If some transform can cut or turn objects, boxes are
     the extent of what remains of the mask inside the image; objects of which nothing remains, or
-    whose box is less than a pixel wide or high, are dropped.
+    whose box is less than a pixel wide or high, are dropped. Proposals move like boxes without
+    masks.
 
     Args:
         transforms: albumentations transforms, or ``OneOf``, ``SomeOf``, ``Sequential`` of them.
@@ -55,13 +57,12 @@ class Augmentation:
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """The augmented sample. All randomness comes from ``rng``."""
         num_boxes = len(sample)
-        corners = sample.boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2)
-        points = np.concatenate([sample.vertices, corners])
-        image, points = self._transform(sample.image, points, num_boxes, rng)
-        vertices, corners = points[: len(sample.vertices)], points[len(sample.vertices) :]
-
-        corners = corners.reshape(num_boxes, 4, 2)
-        boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
+        proposals = _NO_BOXES if sample.proposals is None else sample.proposals
+        parts = (sample.vertices, _corners(proposals), _corners(sample.boxes))
+        image, points = self._transform(sample.image, np.concatenate(parts), num_boxes, rng)
+        ends = np.cumsum([len(part) for part in parts[:2]])
+        vertices, proposals, boxes = np.split(points, ends)
+        boxes = _extents(boxes)
         height, width = image.shape[:2]
         if not self._preserves_boxes:
             has_rings = sample.ring_offsets[1:] > sample.ring_offsets[:-1]
@@ -70,6 +71,8 @@ class Augmentation:
                     vertices, sample.vertex_offsets, sample.ring_offsets, height, width
                 )
                 boxes = np.where(has_rings[:, None], extents, boxes)
+        if sample.proposals is not None:
+            sample = _with_proposals(sample, _extents(proposals), height, width)
         return _with_targets(sample, image, boxes, vertices)
 
     def _transform(
@@ -102,13 +105,33 @@ class Augmentation:
         return image, (keypoints[:, :2] + _PIXEL_CENTRE).astype(np.float32)
 
 
+def _corners(boxes: np.ndarray) -> np.ndarray:
+    """The four corners of each of ``(n, 4)`` boxes, ``(4 * n, 2)``."""
+    return boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2)
+
+
+def _extents(corners: np.ndarray) -> np.ndarray:
+    """The boxes ``(n, 4)`` around corners ``(4 * n, 2)`` that were moved."""
+    corners = corners.reshape(-1, 4, 2)
+    return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
+
+
 def _relative_boxes(keypoints: np.ndarray, num_boxes: int, image: np.ndarray) -> np.ndarray:
     """Boxes in albumentations' own form, relative to the image's size and inside it."""
-    corners = keypoints[len(keypoints) - 4 * num_boxes :, :2] + _PIXEL_CENTRE
-    corners = corners.reshape(num_boxes, 4, 2)
-    size = np.array([image.shape[1], image.shape[0]], dtype=np.float32)
-    boxes = np.concatenate([corners.min(axis=1) / size, corners.max(axis=1) / size], axis=1)
-    return np.clip(boxes, 0, 1)
+    boxes = _extents(keypoints[len(keypoints) - 4 * num_boxes :, :2] + _PIXEL_CENTRE)
+    size = np.array([image.shape[1], image.shape[0]] * 2, dtype=np.float32)
+    return np.clip(boxes / size, 0, 1)
+
+
+def _with_proposals(sample: Sample, boxes: np.ndarray, height: int, width: int) -> Sample:
+    """Clips proposals to the image and drops those that left it."""
+    boxes = np.clip(boxes, 0, np.array([width, height, width, height], dtype=np.float32))
+    inside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    return dataclasses.replace(
+        sample,
+        proposals=boxes[inside].astype(np.float32),
+        proposal_scores=sample.proposal_scores[inside],
+    )
 
 
 def _with_targets(

@@ -10,9 +10,10 @@ import torch
 
 from detector.data.rings import next_in_ring
 from detector.data.sample import Sample
-from detector.structures import Batch, Polygons, Targets
+from detector.structures import Batch, Polygons, Proposals, Targets
 
 _MIN_GT_SLOTS = 8
+_MIN_PROPOSAL_SLOTS = 64
 _MIN_EDGE_SLOTS = 64
 _MIN_MAX_EDGES = 16
 
@@ -73,6 +74,7 @@ class Collate:
             original_sizes=torch.tensor([s.original_size for s in samples], dtype=torch.int64),
             image_ids=torch.tensor([s.image_id for s in samples], dtype=torch.int64),
             targets=self._targets(samples),
+            proposals=None if samples[0].proposals is None else _proposals(samples),
         )
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
@@ -98,6 +100,20 @@ class Collate:
             valid=torch.from_numpy(valid),
             polygons=_polygons(samples, num_slots) if self.with_masks else None,
         )
+
+
+def _proposals(samples: Sequence[Sample]) -> Proposals:
+    most = max(len(sample.proposals) for sample in samples)
+    num_slots = _power_of_two(most, _MIN_PROPOSAL_SLOTS)
+    boxes = np.zeros((len(samples), num_slots, 4), dtype=np.float32)
+    scores = np.zeros((len(samples), num_slots), dtype=np.float32)
+    valid = np.zeros((len(samples), num_slots), dtype=bool)
+    for b, sample in enumerate(samples):
+        count = len(sample.proposals)
+        boxes[b, :count] = sample.proposals
+        scores[b, :count] = sample.proposal_scores
+        valid[b, :count] = True
+    return Proposals(*map(torch.from_numpy, (boxes, scores, valid)))
 
 
 def _polygons(samples: Sequence[Sample], num_slots: int) -> Polygons:

@@ -14,6 +14,7 @@ from detector.data.coco import read_coco
 from detector.data.images import read_image
 from detector.data.index import AnnotationIndex
 from detector.data.problems import OnError
+from detector.data.proposals import ProposalFile
 from detector.data.sample import Sample, select_rings
 
 
@@ -32,13 +33,17 @@ class DetectionDataset(torch.utils.data.Dataset):
         root: folder that holds the dataset.
         keep_empty: whether images without objects are kept (the references leave them out of
             training).
+        proposals: file of proposals, see :mod:`detector.data.proposals`, relative to the working
+            directory; for Fast R-CNN.
+        max_proposals: of each image, the first this many of the file are used.
 
     Attributes:
         index: the :class:`detector.data.index.AnnotationIndex`.
         metric: the evaluation that goes with such data, ``"coco"`` or ``"voc"``.
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`read_coco`.
+        FileNotFoundError, ValueError: see :func:`read_coco` and
+            :class:`detector.data.proposals.ProposalFile`.
     """
 
     metric = "coco"
@@ -52,13 +57,21 @@ class DetectionDataset(torch.utils.data.Dataset):
         seed: int = 0,
         root: Path | str | None = None,
         keep_empty: bool = True,
+        proposals: Path | str | None = None,
+        max_proposals: int = 2000,
     ):
         base = Path(root) if root is not None else Path()
         index = read_coco(base / annotations, base / images, on_error)
-        self._use(index, augment, seed, keep_empty)
+        self._use(index, augment, seed, keep_empty, proposals, max_proposals)
 
     def _use(
-        self, index: AnnotationIndex, augment: Sequence[Any] | None, seed: int, keep_empty: bool
+        self,
+        index: AnnotationIndex,
+        augment: Sequence[Any] | None,
+        seed: int,
+        keep_empty: bool,
+        proposals: Path | str | None,
+        max_proposals: int,
     ) -> None:
         """Takes what any reader made; the arguments are the constructor's."""
         self.index = index
@@ -66,6 +79,14 @@ class DetectionDataset(torch.utils.data.Dataset):
         self.seed = seed
         if not keep_empty:
             self.index = self.index.keep_images(self._objects_per_image() > 0)
+        self._proposals = (
+            None if proposals is None else ProposalFile(proposals, self.index, max_proposals)
+        )
+
+    @property
+    def has_proposals(self) -> bool:
+        """Whether samples have proposals of a file."""
+        return self._proposals is not None
 
     def _objects_per_image(self) -> np.ndarray:
         objects = np.concatenate([[0], np.cumsum(~self.index.crowd)])
@@ -102,6 +123,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         ring_offsets, vertex_offsets, vertices = select_rings(
             annotations.ring_offsets, annotations.vertex_offsets, annotations.vertices, targets
         )
+        proposals, scores = self._proposals(index) if self._proposals else (None, None)
         return Sample(
             image=image,
             boxes=annotations.boxes[targets],
@@ -111,4 +133,6 @@ class DetectionDataset(torch.utils.data.Dataset):
             vertices=vertices,
             image_id=int(annotations.image_ids[index]),
             original_size=(height, width),
+            proposals=proposals,
+            proposal_scores=scores,
         )

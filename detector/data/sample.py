@@ -24,6 +24,9 @@ class Sample:
         vertices: ``(V, 2)`` float32; after augmentation they may lie outside the image.
         image_id: the dataset's id.
         original_size: ``(height, width)`` of the file after EXIF rotation.
+        proposals: ``(p, 4)`` float32 boxes that may hold objects, best first, or ``None`` where the
+            dataset has no file of them.
+        proposal_scores: ``(p,)`` float32, or ``None``.
     """
 
     image: np.ndarray
@@ -34,6 +37,8 @@ class Sample:
     vertices: np.ndarray
     image_id: int
     original_size: tuple[int, int]
+    proposals: np.ndarray | None = None
+    proposal_scores: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -42,7 +42,8 @@ class VOCDataset(DetectionDataset):
         splits: pairs ``(folder, split)`` to read one after another, such as
             ``[("VOC2007", "trainval"), ("VOC2012", "trainval")]``.
         classes: the names in the order of the labels; by default the 20 of the challenge.
-        augment, on_error, seed, keep_empty: see :class:`DetectionDataset`.
+        augment, on_error, seed, keep_empty, proposals, max_proposals: see
+            :class:`DetectionDataset`.
         root: folder that the folders of ``splits`` are relative to.
 
     Raises:
@@ -60,10 +61,13 @@ class VOCDataset(DetectionDataset):
         seed: int = 0,
         root: Path | str | None = None,
         keep_empty: bool = True,
+        proposals: Path | str | None = None,
+        max_proposals: int = 2000,
     ):
         base = Path(root) if root is not None else Path()
         pairs = [(base / folder, name) for folder, name in _check_splits(splits)]
-        self._use(read_voc(pairs, classes, on_error), augment, seed, keep_empty)
+        index = read_voc(pairs, classes, on_error)
+        self._use(index, augment, seed, keep_empty, proposals, max_proposals)
 
 
 def read_voc(
