@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
+
+from detector.evaluation.coco import CocoEvaluator
+from detector.evaluation.voc import VOCEvaluator
 
 if TYPE_CHECKING:
     from detector.data.dataset import DetectionDataset
@@ -47,7 +51,7 @@ def build_dataset(data: DictConfig, split: str) -> DetectionDataset:
     return build(data[split])
 
 
-def set_num_classes(cfg: DictConfig, class_names: list[str], dataset: str) -> None:
+def set_num_classes(cfg: DictConfig, class_names: list[str], dataset: str | Path) -> None:
     """Fills ``num_classes`` from the data.
 
     Raises:
@@ -91,6 +95,39 @@ def check_masks(model: nn.Module, train_set: DetectionDataset) -> None:
         )
 
 
+def choose_metric(evaluation: DictConfig, dataset: DetectionDataset) -> str:
+    """``"coco"`` or ``"voc"``: ``evaluation.metric``, by default what goes with the data.
+
+    Raises:
+        ValueError: another name, or COCO's numbers of data that is not in COCO format.
+    """
+    metric = evaluation.get("metric") or dataset.metric
+    if metric not in ("coco", "voc"):
+        raise ValueError(f"evaluation.metric={metric}; it must be coco, voc or null")
+    if metric == "coco" and dataset.metric != "coco":
+        raise ValueError(
+            f"evaluation.metric=coco, but {dataset.index.source_file} is not COCO JSON; leave it "
+            "out: voc.AP is the mean AP at IoU .50:.95"
+        )
+    return metric
+
+
+def build_evaluator(
+    evaluation: DictConfig, dataset: DetectionDataset, has_masks: bool
+) -> CocoEvaluator | VOCEvaluator:
+    """The evaluator of the ``evaluation`` group for a dataset.
+
+    Args:
+        evaluation: the group.
+        dataset: what to evaluate on.
+        has_masks: whether the model finds masks.
+    """
+    if choose_metric(evaluation, dataset) == "voc":
+        return VOCEvaluator(dataset.index)
+    iou_types = ("box", "mask") if has_masks else ("box",)
+    return CocoEvaluator(dataset.index, iou_types, plain(evaluation.max_detections))
+
+
 def describe_model(model: nn.Module) -> str:
     """``"MaskRCNN, 5 classes, 21.3 million parameters, 21.2 trained"``."""
     count = sum(p.numel() for p in model.parameters()) / 1e6
@@ -105,7 +142,8 @@ def describe_dataset(dataset: DetectionDataset) -> str:
     """``"data/shapes/annotations/instances_train.json: 1000 images, 3456 objects"``."""
     index = dataset.index
     crowd = int(index.crowd.sum())
-    crowds = f", {crowd} crowd regions" if crowd else ""
+    kind = "difficult" if dataset.metric == "voc" else "crowd regions"
+    crowds = f", {crowd} {kind}" if crowd else ""
     skipped = f", {len(index.skipped)} damaged records skipped" if index.skipped else ""
     objects = index.num_annotations - crowd
     return f"{index.source_file}: {len(index)} images, {objects} objects{crowds}{skipped}"

@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from detector.engine.atomic_file import atomic_write
+from detector.evaluation.voc import NUMBERS
 
 FORMAT = 1
 # Where a configuration may take callables from: what builds models, data and optimisers.
@@ -277,23 +278,29 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def best_metric(name: str | None, has_masks: bool, max_detections: list[int]) -> tuple[str, str]:
+def best_metric(
+    name: str | None, has_masks: bool, max_detections: list[int], metric: str = "coco"
+) -> tuple[str, str]:
     """The number that decides about ``best.pt``, as its keys in an evaluation's metrics.
 
     Args:
         name: such as ``"mask.AP"`` or ``"box.AP50"``; ``None`` is the masks' AP, or without masks
-            the boxes'.
+            the boxes', and ``"voc.AP50"`` of VOC's.
         has_masks: whether masks are evaluated.
         max_detections: limits of the evaluation.
+        metric: ``"coco"`` or ``"voc"``, the kind of evaluation.
 
     Raises:
         ValueError: there is no such metric.
     """
-    kinds = ("box", "mask") if has_masks else ("box",)
+    if metric == "voc":
+        kinds, keys = ("voc",), list(NUMBERS)
+    else:
+        kinds = ("box", "mask") if has_masks else ("box",)
+        keys = ["AP", "AP50", "AP75", "APs", "APm", "APl", "ARs", "ARm", "ARl"]
+        keys += [f"AR{limit}" for limit in max_detections]
     if name is None:
-        return kinds[-1], "AP"
-    keys = ["AP", "AP50", "AP75", "APs", "APm", "APl", "ARs", "ARm", "ARl"]
-    keys += [f"AR{limit}" for limit in max_detections]
+        return kinds[-1], keys[0]
     kind, _, key = name.partition(".")
     if kind not in kinds or key not in keys:
         raise ValueError(

@@ -23,7 +23,6 @@ from detector.engine.checkpoint import (
 )
 from detector.engine.inference import evaluate_model
 from detector.engine.progress import open_console, track
-from detector.evaluation.coco import CocoEvaluator
 from detector.evaluation.table import evaluation_table
 from detector.setting_values import fit_value
 
@@ -47,7 +46,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     runtime.apply()
 
     dataset = assembly.build_dataset(config.data, "val")
-    check_classes(path, checkpoint, dataset.index.category_names, config.data.val.annotations)
+    check_classes(path, checkpoint, dataset.index.category_names, dataset.index.source_file)
     loader = build_eval_loader(
         dataset,
         batch_size=config.data.val_batch_size,
@@ -58,11 +57,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     model = assembly.build(config.model)
     load_weights(model, checkpoint["model"], path)
     model = runtime.place(model)
-    evaluator = CocoEvaluator(
-        dataset.index,
-        iou_types=("box", "mask") if model.has_masks else ("box",),
-        max_detections=assembly.plain(config.evaluation.max_detections),
-    )
+    evaluator = assembly.build_evaluator(config.evaluation, dataset, model.has_masks)
 
     console = open_console()
     console.print(
@@ -90,7 +85,7 @@ def override(config: DictConfig, cfg: DictConfig) -> DictConfig:
     if OmegaConf.select(cfg, "data.val._target_") is not None:  # a whole dataset was chosen
         kept["data"] = given["data"]
         config.data = {}
-    elif "root" in kept["data"] or "annotations" in kept["data"]["val"]:  # it must be there already
+    elif "root" in kept["data"] or kept["data"]["val"]:  # it must be there already
         config.data.prepare = None
     former = OmegaConf.to_container(config, resolve=False)
     kept = {key: fit_value(key, value, former.get(key)) for key, value in kept.items()}

@@ -45,7 +45,6 @@ from detector.engine.run_directory import choose_run_directory, resume_command
 from detector.engine.signals import StopRequest
 from detector.engine.stopwatch import Stopwatch
 from detector.engine.weight_average import WeightAverage
-from detector.evaluation.coco import CocoEvaluator
 from detector.evaluation.table import evaluation_table
 from detector.predictor import Detector
 
@@ -81,8 +80,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     classes = train_set.index.category_names
     category_ids = train_set.index.category_ids.tolist()
     if former:
-        check_classes(resume_from, former, classes, cfg.data.train.annotations)
-    assembly.set_num_classes(cfg, classes, cfg.data.train.annotations)
+        check_classes(resume_from, former, classes, train_set.index.source_file)
+    assembly.set_num_classes(cfg, classes, train_set.index.source_file)
 
     # Model, from random or pretrained weights.
     seed_everything(cfg.seed)
@@ -144,9 +143,9 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     # Evaluation.
     max_detections = assembly.plain(cfg.evaluation.max_detections)
     has_masks = model.has_masks and val_set.index.has_masks
-    iou_types = ("box", "mask") if has_masks else ("box",)
-    evaluator = CocoEvaluator(val_set.index, iou_types, max_detections)
-    kind, key = best_metric(cfg.checkpoint.metric, has_masks, max_detections)
+    evaluator = assembly.build_evaluator(cfg.evaluation, val_set, model.has_masks)
+    metric = assembly.choose_metric(cfg.evaluation, val_set)
+    kind, key = best_metric(cfg.checkpoint.metric, has_masks, max_detections, metric)
     comparisons = Comparisons(val_set.index, cfg.logging.pictures, cfg.logging.score_threshold)
     watcher = Detector(
         evaluated_model,

@@ -14,7 +14,20 @@ SIZES = {"s": "small", "m": "medium", "l": "large"}
 def evaluation_table(evaluation: Evaluation) -> Group:
     """The twelve numbers, the AP of each class, and the notes, for ``rich.print``."""
     notes = [Text(note, style="yellow") for note in evaluation.notes]
-    return Group(summary_table(evaluation), per_class_table(evaluation), *notes)
+    summary = voc_table(evaluation) if "voc" in evaluation.metrics else summary_table(evaluation)
+    return Group(summary, per_class_table(evaluation), *notes)
+
+
+def voc_table(evaluation: Evaluation) -> Table:
+    """The numbers of PASCAL VOC; an undefined number is shown as a dash."""
+    table = Table("", "IoU", "precision", title="VOC evaluation", title_justify="left")
+    table.add_column("box", justify="right", no_wrap=True)
+    for key, value in evaluation.metrics["voc"].items():
+        threshold = f".{key[2:4]}" if key[2:4].isdigit() else ".50:.95"
+        curve = "at 11 recalls (VOC 2007)" if key.endswith("11point") else "area (since VOC 2010)"
+        style = "bold" if key == "AP50" else ""
+        table.add_row(Text(key, style=style), threshold, curve, Text(_shown(value), style=style))
+    return table
 
 
 def summary_table(evaluation: Evaluation) -> Table:
@@ -41,20 +54,21 @@ def summary_table(evaluation: Evaluation) -> Table:
 
 
 def per_class_table(evaluation: Evaluation, classes_per_column: int = 20) -> Table:
-    """The AP of each class, in up to three columns side by side."""
+    """The AP of each class (VOC's at IoU .50), in up to three columns side by side."""
     per_class = list(evaluation.metrics["per_class"].items())
-    kinds = [kind for kind in IOU_TYPES if kind in evaluation.metrics]
+    keys = {"box": "box_AP", "mask": "mask_AP", "voc": "voc_AP50"}
+    kinds = [kind for kind in keys if kind in evaluation.metrics]
     num_columns = min(3, max(1, -(-len(per_class) // classes_per_column)))
     num_rows = -(-len(per_class) // num_columns)
     table = Table(title="AP of each class", title_justify="left")
     for _ in range(num_columns):
         table.add_column("class")
         for kind in kinds:
-            table.add_column(kind, justify="right", no_wrap=True)
+            table.add_column("AP50" if kind == "voc" else kind, justify="right", no_wrap=True)
     for row in range(num_rows):
         cells: list[str] = []
         for name, numbers in per_class[row::num_rows]:
-            cells += [name, *(_shown(numbers[f"{kind}_AP"]) for kind in kinds)]
+            cells += [name, *(_shown(numbers[keys[kind]]) for kind in kinds)]
         table.add_row(*(Text(cell) for cell in cells))
     return table
 
