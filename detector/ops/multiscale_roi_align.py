@@ -9,6 +9,7 @@ from torch import Tensor
 
 from detector.ops.cuda import multiscale_roi_align as kernels
 from detector.ops.cuda import runtime
+from detector.ops.cuda.levels import MAX_LEVELS
 from detector.ops.reference.multiscale_roi_align import pool_assigned, pool_assigned_backward
 from detector.ops.rois import check_features, flatten_boxes, memory_format_of
 
@@ -86,6 +87,8 @@ def multiscale_roi_align(
                 f"features must agree in images, channels and dtype: {tuple(level.shape)} "
                 f"{level.dtype} and {tuple(features[0].shape)} {features[0].dtype}"
             )
+    if features[0].is_cuda and len(features) > MAX_LEVELS:
+        raise ValueError(f"{len(features)} features, but a GPU takes at most {MAX_LEVELS}")
     if strides[0] < 1 or strides[0] & (strides[0] - 1):
         raise ValueError(f"strides[0]={strides[0]} must be a power of two")
     if output_size < 1 or sampling_ratio < 1:

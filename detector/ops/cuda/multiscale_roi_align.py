@@ -25,6 +25,7 @@ def multiscale_roi_align(
     """As :func:`detector.ops.multiscale_roi_align.multiscale_roi_align`, of rows."""
     layout = memory_format_of(features[0])
     maps = [level.contiguous(memory_format=layout) for level in features]
+    image_index = image_index.contiguous()
     grid, level_index = roi_align.geometry(
         maps[0].dtype,
         len(maps[0]),
@@ -71,6 +72,7 @@ def multiscale_roi_align_backward(
     """Gradients of the L maps; the sample grid is made anew, which is less than keeping it."""
     sizes = list(zip(heights, widths, strict=True))
     channels, output_size = grad.shape[1:3]
+    image_index = image_index.contiguous()
     grid, level_index = roi_align.geometry(
         grad.dtype,
         batch,

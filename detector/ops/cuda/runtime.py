@@ -104,8 +104,8 @@ def launch(
 ) -> None:
     """Run a kernel on the current stream.
 
-    A grid without blocks launches nothing. The caller keeps shapes, dtypes and contiguity right:
-    a pointer carries none of them.
+    A grid without blocks launches nothing. The caller keeps shapes, dtypes and layouts right: a
+    pointer carries none of them.
 
     Args:
         kernel: what to run.
@@ -116,7 +116,13 @@ def launch(
 
     Raises:
         KernelsUnavailable: kernels cannot be compiled or loaded here.
+        ValueError: the tensors lie on different devices, where a pointer would lead nowhere.
     """
+    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+    if len(devices := {tensor.device for tensor in tensors}) > 1:
+        names = ", ".join(sorted(map(str, devices)))
+        raise ValueError(f"{kernel.name} needs all tensors on one device; they are on {names}")
+    assert all(map(_is_dense, tensors)), f"a tensor for {kernel.name} has gaps or overlaps"
     sizes = (grid,) if isinstance(grid, int) else tuple(grid)
     sizes = sizes + (1,) * (3 - len(sizes))
     assert max(sizes[1:]) <= MAX_GRID_Y and sizes[0] < 2**31, f"grid {sizes} is too large"
@@ -124,6 +130,10 @@ def launch(
     if 0 in sizes:
         return
     _backend.launch(kernel, sizes, block, shared_bytes, arguments)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 def or_else(kernel_path: Callable[P, T], slower_path: Callable[P, T]) -> Callable[P, T]:
