@@ -100,13 +100,16 @@ __device__ __forceinline__ float exact_area(const float* box) {
   return exact_mul(width < 0.f ? 0.f : width, height < 0.f ? 0.f : height);
 }
 
-// Intersection over union with the bits of `detector.ops.boxes.box_iou`; 0 where both are empty,
-// or where a box holds a NaN and with it its area.
-__device__ __forceinline__ float exact_iou(const float* a, float area_a, const float* b,
-                                           float area_b) {
+// Two areas whose quotient has the bits of `detector.ops.boxes.box_iou`, which is 0 unless the
+// union is above 0: not where both boxes are empty, nor where one holds a NaN and with it its area.
+struct Overlap {
+  float intersection, united;
+};
+
+__device__ __forceinline__ Overlap exact_overlap(const float* a, float area_a, const float* b,
+                                                 float area_b) {
   float width = fmaxf(exact_sub(fminf(a[2], b[2]), fmaxf(a[0], b[0])), 0.f);
   float height = fmaxf(exact_sub(fminf(a[3], b[3]), fmaxf(a[1], b[1])), 0.f);
   float intersection = exact_mul(width, height);
-  float united = exact_sub(exact_add(area_a, area_b), intersection);
-  return united > 0.f ? exact_div(intersection, united) : 0.f;
+  return {intersection, exact_sub(exact_add(area_a, area_b), intersection)};
 }

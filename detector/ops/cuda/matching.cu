@@ -23,15 +23,6 @@ __device__ __forceinline__ float read_box(const float* from, Box* box) {
   return exact_area(box->values);
 }
 
-__device__ __forceinline__ void intersect(const Box& a, float area_a, const Box& b, float area_b,
-                                          float* intersection, float* united) {
-  const float *p = a.values, *q = b.values;
-  float width = fmaxf(exact_sub(fminf(p[2], q[2]), fmaxf(p[0], q[0])), 0.f);
-  float height = fmaxf(exact_sub(fminf(p[3], q[3]), fmaxf(p[1], q[1])), 0.f);
-  *intersection = exact_mul(width, height);
-  *united = exact_sub(exact_add(area_a, area_b), *intersection);
-}
-
 // `best_of_gt` holds the bits of floats that are not negative, which order as integers do, so the
 // largest is the same in whatever order the blocks come; it starts as zeros. Null if not wanted.
 extern "C" __global__ void __launch_bounds__(THREADS) match_anchors(
@@ -79,10 +70,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) match_anchors(
       const float best_here = __int_as_float(*static_cast<volatile int*>(&bests[gt]));
 #pragma unroll
       for (int i = 0; i < PER_THREAD; ++i) {
-        float intersection, united;
-        intersect(box[i], area[i], tile[gt], areas[gt], &intersection, &united);
-        if (intersection > 0.f && intersection >= exact_mul(fminf(best[i], best_here), united)) {
-          float iou = exact_div(intersection, united);
+        const Overlap both =
+            exact_overlap(box[i].values, area[i], tile[gt].values, areas[gt]);
+        if (both.intersection > 0.f &&
+            both.intersection >= exact_mul(fminf(best[i], best_here), both.united)) {
+          float iou = exact_div(both.intersection, both.united);
           if (iou > best[i]) {
             best[i] = iou;
             index[i] = static_cast<int>(base) + gt;
@@ -157,11 +149,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) match_low_quality(
     for (int gt = 0; gt < count && open && !claimed; ++gt) {
       const int bits = bests[gt];
       if (bits == 0) continue;
-      float intersection, united;
-      intersect(box, area, tile[gt], areas[gt], &intersection, &united);
+      const Overlap both = exact_overlap(box.values, area, tile[gt].values, areas[gt]);
       // To reach a bound is to exceed the number before it.
-      if (intersection > 0.f && intersection >= exact_mul(__int_as_float(bits - 1), united))
-        claimed = exact_div(intersection, united) == __int_as_float(bits);
+      if (both.intersection > 0.f &&
+          both.intersection >= exact_mul(__int_as_float(bits - 1), both.united))
+        claimed = exact_div(both.intersection, both.united) == __int_as_float(bits);
     }
   }
   if (claimed) labels[at] = POSITIVE;

@@ -139,13 +139,9 @@ extern "C" __global__ void nms_merge_chunks(const float* boxes, const Int* chunk
 __device__ __forceinline__ bool overlaps(const Vector<float, 4>& a, float area_a,
                                          const Vector<float, 4>& b, float area_b,
                                          float threshold) {
-  const float *p = a.values, *q = b.values;
-  float width = fmaxf(exact_sub(fminf(p[2], q[2]), fmaxf(p[0], q[0])), 0.f);
-  float height = fmaxf(exact_sub(fminf(p[3], q[3]), fmaxf(p[1], q[1])), 0.f);
-  float intersection = exact_mul(width, height);
-  float united = exact_sub(exact_add(area_a, area_b), intersection);
-  return intersection > 0.f && intersection >= exact_mul(threshold, united) &&
-         exact_div(intersection, united) > threshold;
+  const Overlap both = exact_overlap(a.values, area_a, b.values, area_b);
+  return both.intersection > 0.f && both.intersection >= exact_mul(threshold, both.united) &&
+         exact_div(both.intersection, both.united) > threshold;
 }
 
 // How many of the segments 0 .. `segments` - 1 block `block` of `num_blocks` takes.

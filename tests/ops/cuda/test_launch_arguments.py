@@ -13,7 +13,7 @@ KERNEL = Kernel.of("levels.cu", "roi_align_geometry", SCALAR="float")
 
 
 def test_tensors_on_two_devices_are_refused(host_kernels: HostBackend) -> None:
-    with pytest.raises(ValueError, match="roi_align_geometry needs all tensors .* cpu, meta"):
+    with pytest.raises(ValueError, match=r"roi_align_geometry needs all tensors .* cpu, meta"):
         runtime.launch(KERNEL, 1, 32, torch.ones(4), torch.ones(4, device="meta"))
     assert host_kernels.launched == []
 
