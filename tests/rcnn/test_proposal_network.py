@@ -79,21 +79,21 @@ def test_images_without_objects_train_objectness_only(network, make_batch):
 
 
 @pytest.mark.parametrize(
-    ("model", "backbone", "anchors", "outputs"),
+    ("model", "backbone", "anchors", "outputs", "width"),
     [
-        ("rpn_fpn", "resnet50_fpn", 3, 3),
-        ("rpn_c4", "resnet50_c4", 15, 15),
-        ("rpn_vgg16", "vgg16", 9, 18),
+        ("rpn_fpn", "resnet50_fpn", 3, 3, 256),
+        ("rpn_c4", "resnet50_c4", 15, 15, 1024),
+        ("rpn_vgg16", "vgg16", 9, 18, 512),
     ],
 )
-def test_configs(compose_model, model, backbone, anchors, outputs):
+def test_configs(compose_model, model, backbone, anchors, outputs, width):
     with torch.device("meta"):
         network = compose_model(f"model={model}", f"backbone={backbone}")
     assert type(network) is ProposalNetwork
     head = network.rpn.head
     assert head.num_anchors == anchors
     assert head.objectness.out_channels == outputs
-    assert head.convs[0][0].out_channels == (256 if model == "rpn_fpn" else 512)
+    assert head.convs[0][0].out_channels == width
     assert network.rpn.anchors.strides == network.backbone.strides
 
 
