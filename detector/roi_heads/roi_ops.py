@@ -142,11 +142,12 @@ class CropAndResize(RoIOp):
         self, feature: Tensor, boxes: Tensor, image_index: Tensor, output_size: int, stride: int
     ) -> Tensor:
         """``(N, C, output_size, output_size)``."""
-        height, width = feature.shape[2:]
-        x, y = ((max(side - 1, 1) * stride) for side in (width, height))
         boxes = _as_rows(feature, boxes)
-        x1, y1, x2, y2 = boxes.unbind(1)
-        normalised = torch.stack((x1 / x, y1 / y, x2 / x, y2 / y), 1)
+        # Of each axis what is 1; a map of one cell has no extent, and is read wherever the box is.
+        last = [max(side - 1, 1) * stride for side in feature.shape[2:]]
+        # Divided column by column by tensors: by a number, CUDA multiplies by its reciprocal.
+        extent = [torch.full_like(boxes[:, 0], last[axis]) for axis in (1, 0, 1, 0)]
+        normalised = boxes / torch.stack(extent, 1)
         side = 2 * output_size
         return F.max_pool2d(crop_rows(feature, normalised, image_index, (side, side)), 2)
 
