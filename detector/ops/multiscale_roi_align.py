@@ -177,6 +177,13 @@ def _by_reference(
     return pooled.contiguous(memory_format=memory_format_of(features[0]))
 
 
+def _in_float32(features: Sequence[Tensor], *rest) -> Tensor:
+    """The reference with the sums of the kernels, which 16-bit features do not round."""
+    dtype = features[0].dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    return _by_reference([level.to(wide) for level in features], *rest).to(dtype)
+
+
 def _levels(
     boxes: Tensor,
     valid: Tensor | None,
@@ -204,7 +211,7 @@ def _multiscale_roi_align(
     canonical_size: float,
 ) -> Tensor:
     level_rule = (min_level, canonical_level, canonical_size)
-    return _by_reference(
+    return _in_float32(
         features,
         boxes,
         image_index,
@@ -218,7 +225,7 @@ def _multiscale_roi_align(
 
 
 _multiscale_roi_align.register_kernel("cuda")(
-    runtime.or_else(kernels.multiscale_roi_align, _by_reference)
+    runtime.or_else(kernels.multiscale_roi_align, _in_float32)
 )
 
 

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from detector.ops.crop_and_resize import crop_and_resize
+from detector.ops.multiscale_roi_align import multiscale_roi_align
 from detector.ops.roi_align import roi_align
 from detector.ops.roi_warp import roi_warp
 from tests.ops.case import collect_cases, map_tensors, tensors_of, variants
@@ -89,3 +90,12 @@ def test_places_on_a_map_are_divided_not_multiplied_by_a_reciprocal(op):
     divisors = [args[1] for func, args, _ in calls if func is torch.ops.aten.div.Tensor]
     assert divisors
     assert all(isinstance(divisor, Tensor) for divisor in divisors)
+
+
+def test_a_gpu_is_not_given_more_levels_than_a_kernel_takes():
+    maps = [torch.zeros(1, 8, 64 >> level, 64 >> level) for level in range(7)]
+    strides = [4 << level for level in range(7)]
+    with pytest.raises(ValueError, match="at most 6"):
+        on_fake_gpu(
+            lambda boxes, *maps: multiscale_roi_align(maps, boxes, 7, strides), (BOXES, *maps)
+        )

@@ -255,3 +255,14 @@ def test_compiles_as_one_graph():
 
     compiled = torch.compile(pool, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(features, boxes), pool(features, boxes))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_a_gpu_without_kernels_computes_is_rounded_once(dtype):
+    """As by the kernels; 16-bit weights alone would be off by more than that."""
+    features = [level.to(dtype) for level in pyramid()]
+    rest = (None, SCALES, 7, 2, True, 2, 4, 40.0)
+    pooled = torch.ops.detector.multiscale_roi_align(features, BOXES, IMAGES, *rest)
+    wide = [level.float() for level in features]
+    expected = torch.ops.detector.multiscale_roi_align(wide, BOXES, IMAGES, *rest)
+    torch.testing.assert_close(pooled, expected.to(dtype), atol=0, rtol=0)
