@@ -216,6 +216,13 @@ def test_what_cannot_be_rasterised_is_refused(change, message):
         rasterize_polygons(pack([[SHAPES["hole"]]]), **arguments)
 
 
+def test_targets_have_no_gradient():
+    boxes = torch.tensor([[0.0, 0.0, 9.0, 9.0]], requires_grad=True)
+    index = torch.zeros(1).long()
+    targets = rasterize_polygons(pack([[SHAPES["hole"]]]), boxes, index, index, 14)
+    assert not targets.requires_grad
+
+
 def test_compiles_as_one_graph():
     polygons = pack([[SHAPES["hole"], SHAPES["two parts"]]])
     boxes = torch.tensor(BOXES).float()
