@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -17,6 +18,16 @@ def test_experiments_compose_resolve_and_say_what_they_are(name: str, compose_to
     header = (CONFIGS / "experiment" / f"{name}.yaml").read_text().split("defaults:")[0]
     assert ("command" in header and f"experiment={name}" in header) or name == "shapes"
     assert "AP" in header and "time" in header
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_model_of_every_experiment_builds(name: str, compose_tool) -> None:
+    """Parts that do not fit refuse each other when they are put together."""
+    cfg = compose_tool("train", f"experiment={name}", "num_classes=5")
+    cfg.model.backbone.weights = None
+    with torch.device("meta"):
+        model = instantiate(cfg.model)
+    assert any(parameter.requires_grad for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("name", ["faster_rcnn_r50_fpn_1x", "mask_rcnn_r50_fpn_1x"])
