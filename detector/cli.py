@@ -33,6 +33,7 @@ TOOLS = {
         "detector.engine.predict",
         "pictures and detections: checkpoint=FILE input=FILE|FOLDER|GLOB output=FOLDER",
     ),
+    "describe": ("detector.engine.describe", "parts, shapes, parameters, FLOPs: experiment=NAME"),
     "benchmark": ("detector.benchmark.run", "our ops beside others': what=ops|kernels json=FILE"),
 }
 _QUOTED = """'input="my photos/a=b.jpg"'"""
