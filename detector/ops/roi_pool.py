@@ -86,19 +86,6 @@ def pool_rois(
     return _slower_pool(features, boxes, image_index, pooled_height, pooled_width, mode)
 
 
-@pool_rois.register_kernel("cuda")
-def _(
-    features: Tensor,
-    boxes: Tensor,
-    image_index: Tensor,
-    pooled_height: int,
-    pooled_width: int,
-    mode: str,
-) -> tuple[Tensor, Tensor]:
-    pool = runtime.or_else(kernels.roi_pool, _slower_pool)
-    return pool(features, boxes, image_index, pooled_height, pooled_width, mode)
-
-
 @pool_rois.register_fake
 def _(
     features: Tensor,
@@ -144,6 +131,9 @@ def _slower_pool(
     return pooled.contiguous(memory_format=layout), argmax
 
 
+pool_rois.register_kernel("cuda")(runtime.or_else(kernels.roi_pool, _slower_pool))
+
+
 def _torchvision_rois(boxes: Tensor, image_index: Tensor, batch: int) -> Tensor:
     """Rows of (image, corners) that are cells already: torchvision casts what it gets to int."""
     boxes, image_index = park_unusable(boxes, image_index, batch)
@@ -176,25 +166,6 @@ def pool_rois_backward(
         ``(B, C, H, W)`` in the dtype of ``grad``; sums are float32 for 16-bit gradients.
     """
     return _slower_backward(
-        grad, argmax, boxes, image_index, batch, channels, height, width, mode, channels_last
-    )
-
-
-@pool_rois_backward.register_kernel("cuda")
-def _(
-    grad: Tensor,
-    argmax: Tensor,
-    boxes: Tensor,
-    image_index: Tensor,
-    batch: int,
-    channels: int,
-    height: int,
-    width: int,
-    mode: str,
-    channels_last: bool,
-) -> Tensor:
-    backward = runtime.or_else(kernels.roi_pool_backward, _slower_backward)
-    return backward(
         grad, argmax, boxes, image_index, batch, channels, height, width, mode, channels_last
     )
 
@@ -244,6 +215,11 @@ def _slower_backward(
     else:
         result = reference.pool_rois_backward(grad, argmax, boxes, image_index, *shape, mode)
     return result.contiguous(memory_format=_layout(channels_last))
+
+
+pool_rois_backward.register_kernel("cuda")(
+    runtime.or_else(kernels.roi_pool_backward, _slower_backward)
+)
 
 
 def _layout(channels_last: bool) -> torch.memory_format:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._library import custom_ops
 
 from tests.ops.case import (
     OpCase,
@@ -86,3 +87,10 @@ def test_cases_are_the_same_every_time(case):
     for first, second in zip(*map(tensors_of, map(plain_arguments, (case, case))), strict=True):
         torch.testing.assert_close(first, second, atol=0, rtol=0, equal_nan=True)
         assert first.stride() == second.stride()
+
+
+def test_every_custom_op_has_a_cuda_kernel_and_is_checked():
+    ours = {name: op for name, op in custom_ops.OPDEFS.items() if name.startswith("detector::")}
+    checked = {op.name() for case in CUSTOM for op, _ in case.custom_ops(CPU)}
+    assert set(ours) == {name.removesuffix(".default") for name in checked}
+    assert [name for name, op in ours.items() if "cuda" not in op._backend_fns] == []
