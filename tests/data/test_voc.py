@@ -14,6 +14,7 @@ import detector.data.voc as voc
 from detector.data.loader import build_eval_loader, build_train_loader
 from detector.data.voc import VOC_CLASSES, VOCDataset, read_voc
 from detector.data.voc_records import image_id_of
+from detector.engine.assembly import describe_dataset
 
 CLASSES = ["cat", "dog"]
 # An object: name, (xmin, ymin, xmax, ymax), difficult.
@@ -88,6 +89,11 @@ def test_a_sample_has_no_difficult_targets(folder):
     assert sample.boxes.tolist() == [[5, 6, 15, 14]] and sample.labels.tolist() == [0]
     assert sample.image.shape == (30, 40, 3) and sample.original_size == (30, 40)
     assert dataset.metric == "voc"
+
+
+def test_difficult_objects_are_told(folder):
+    dataset = VOCDataset([["VOC2007", "all"]], CLASSES, root=folder.root.parent)
+    assert describe_dataset(dataset).endswith("all.txt: 2 images, 2 objects, 1 difficult")
 
 
 def test_an_image_of_difficult_objects_only_counts_as_empty(folder):
