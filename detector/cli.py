@@ -1,4 +1,4 @@
-"""The command line: ``detector train|evaluate|predict|benchmark key=value ...`` from any folder.
+"""The command line: ``detector train|evaluate|... key=value ...`` from any folder.
 
 Every tool is a Hydra main: ``configs/<tool>.yaml`` composed with the command line's overrides and
 handed to one function. What a user can get wrong is printed as one message with exit code 2;
@@ -32,6 +32,10 @@ TOOLS = {
     "predict": (
         "detector.engine.predict",
         "pictures and detections: checkpoint=FILE input=FILE|FOLDER|GLOB output=FOLDER",
+    ),
+    "propose": (
+        "detector.engine.propose",
+        "an RPN's proposals for Fast R-CNN: checkpoint=FILE output=FILE.npz split=train|val",
     ),
     "describe": ("detector.engine.describe", "parts, shapes, parameters, FLOPs: experiment=NAME"),
     "benchmark": ("detector.benchmark.run", "our ops beside others': what=ops|kernels json=FILE"),

@@ -20,7 +20,7 @@ from detector.data.augmentation import Augmentation
 from detector.data.collate import Collate
 from detector.data.images import read_image, to_rgb
 from detector.data.sample import Sample
-from detector.engine.assembly import build, plain
+from detector.engine.assembly import build, classes_of, plain
 from detector.engine.checkpoint import checkpoint_config, load_checkpoint, load_weights
 from detector.engine.inference import detect
 from detector.engine.runtime import Runtime
@@ -127,16 +127,24 @@ def load(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is broken, or no checkpoint; or there is no such device.
+        ValueError: the file is broken, or no checkpoint; or there is no such device; or the model
+            is a Fast R-CNN, which classifies proposals of a file.
     """
     content = load_checkpoint(checkpoint)
     config = checkpoint_config(content, allow_code)
     model = build(config.model)
+    if model.needs_proposals:
+        raise ValueError(
+            f"{checkpoint}: {type(model).__name__} classifies given proposals and finds nothing in "
+            "an image alone; evaluate it on a dataset with data.val.proposals=FILE.npz, or train a "
+            "Faster R-CNN"
+        )
     load_weights(model, content["model"], checkpoint)
+    class_names, category_ids = classes_of(model, content["class_names"], content["category_ids"])
     return Detector(
         model.eval(),
-        content["class_names"],
-        content["category_ids"],
+        class_names,
+        category_ids,
         transforms=build(config.augment.val),
         runtime=runtime or Runtime(device),
         buckets=plain(config.data.buckets),

@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
+from detector.data.index import ONE_CATEGORY
 from detector.evaluation.coco import CocoEvaluator
 from detector.evaluation.voc import VOCEvaluator
 
@@ -65,6 +66,16 @@ def set_num_classes(cfg: DictConfig, class_names: list[str], dataset: str | Path
     OmegaConf.update(cfg, "num_classes", len(class_names))
 
 
+def classes_of(
+    model: nn.Module, class_names: list[str], category_ids: list[int]
+) -> tuple[list[str], list[int]]:
+    """Names and ids of the labels that a model gives, from those of its data."""
+    if model.has_classes:
+        return class_names, category_ids
+    category_id, name = ONE_CATEGORY
+    return [name], [category_id]
+
+
 def check_same_classes(train_set: DetectionDataset, val_set: DetectionDataset) -> None:
     """Labels must mean the same in both splits.
 
@@ -95,6 +106,26 @@ def check_masks(model: nn.Module, train_set: DetectionDataset) -> None:
         )
 
 
+def check_proposals(model: nn.Module, *datasets: DetectionDataset) -> None:
+    """Fast R-CNN needs a file of proposals; no other model has a use for one.
+
+    Raises:
+        ValueError: a dataset has none, or has one without effect.
+    """
+    for dataset in datasets:
+        if model.needs_proposals and not dataset.has_proposals:
+            raise ValueError(
+                f"{type(model).__name__} needs proposals for the images of "
+                f"{dataset.index.source_file}: give data.train.proposals=FILE.npz and "
+                "data.val.proposals=FILE.npz, which tools/propose.py writes"
+            )
+        if dataset.has_proposals and not model.needs_proposals:
+            raise ValueError(
+                f"data.train.proposals and data.val.proposals are for Fast R-CNN (such as "
+                f"model=fast_rcnn_fpn); {type(model).__name__} proposes itself, leave them out"
+            )
+
+
 def choose_metric(evaluation: DictConfig, dataset: DetectionDataset) -> str:
     """``"coco"`` or ``"voc"``: ``evaluation.metric``, by default what goes with the data.
 
@@ -113,28 +144,30 @@ def choose_metric(evaluation: DictConfig, dataset: DetectionDataset) -> str:
 
 
 def build_evaluator(
-    evaluation: DictConfig, dataset: DetectionDataset, has_masks: bool
+    evaluation: DictConfig, dataset: DetectionDataset, model: nn.Module
 ) -> CocoEvaluator | VOCEvaluator:
     """The evaluator of the ``evaluation`` group for a dataset.
 
     Args:
         evaluation: the group.
         dataset: what to evaluate on.
-        has_masks: whether the model finds masks.
+        model: tells whether it finds masks and tells classes apart; if not, all objects are of
+            one class.
     """
+    index = dataset.index if model.has_classes else dataset.index.as_one_class()
     if choose_metric(evaluation, dataset) == "voc":
-        return VOCEvaluator(dataset.index)
-    iou_types = ("box", "mask") if has_masks else ("box",)
-    return CocoEvaluator(dataset.index, iou_types, plain(evaluation.max_detections))
+        return VOCEvaluator(index)
+    iou_types = ("box", "mask") if model.has_masks else ("box",)
+    return CocoEvaluator(index, iou_types, plain(evaluation.max_detections))
 
 
 def describe_model(model: nn.Module) -> str:
     """``"MaskRCNN, 5 classes, 21.3 million parameters, 21.2 trained"``."""
     count = sum(p.numel() for p in model.parameters()) / 1e6
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
+    classes = f"{model.num_classes} classes" if model.has_classes else "any class"
     return (
-        f"{type(model).__name__}, {model.num_classes} classes, {count:.1f} million parameters, "
-        f"{trained:.1f} trained"
+        f"{type(model).__name__}, {classes}, {count:.1f} million parameters, {trained:.1f} trained"
     )
 
 

@@ -55,9 +55,10 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         pin_memory=runtime.torch_device.type == "cuda",
     )
     model = assembly.build(config.model)
+    assembly.check_proposals(model, dataset)
     load_weights(model, checkpoint["model"], path)
     model = runtime.place(model)
-    evaluator = assembly.build_evaluator(config.evaluation, dataset, model.has_masks)
+    evaluator = assembly.build_evaluator(config.evaluation, dataset, model)
 
     console = open_console()
     console.print(

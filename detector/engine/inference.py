@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from detector.engine.runtime import Runtime
-from detector.structures import Batch, Detections
+from detector.structures import Batch, Detections, Proposals
 
 if TYPE_CHECKING:
     from detector.evaluation.coco import CocoEvaluator, Evaluation
@@ -25,9 +25,14 @@ def detect(model: nn.Module, batch: Batch, runtime: Runtime) -> Detections:
     try:
         moved = runtime.move(batch)
         with torch.inference_mode(), runtime.autocast():
-            return model.detect(moved.images, moved.image_sizes)
+            return model.detect(moved.images, moved.image_sizes, *given_proposals(moved))
     finally:
         model.train(was_training)
+
+
+def given_proposals(batch: Batch) -> tuple[Proposals, ...]:
+    """The last argument of a Fast R-CNN: the batch's proposals, nothing where it has none."""
+    return () if batch.proposals is None else (batch.proposals,)
 
 
 def evaluate_model(

@@ -28,7 +28,7 @@ from detector.engine.checkpoint import (
     load_weights,
     save_checkpoint,
 )
-from detector.engine.inference import evaluate_model
+from detector.engine.inference import evaluate_model, given_proposals
 from detector.engine.initial_weights import check_initial_weights
 from detector.engine.loss_window import LossWindow
 from detector.engine.metric_log import MetricLog
@@ -88,6 +88,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     model = runtime.place(assembly.build(cfg.model))
     model.train()
     assembly.check_masks(model, train_set)
+    assembly.check_proposals(model, train_set, val_set)
     pin_memory = runtime.torch_device.type == "cuda"
     loader = build_train_loader(
         train_set,
@@ -143,14 +144,17 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     # Evaluation.
     max_detections = assembly.plain(cfg.evaluation.max_detections)
     has_masks = model.has_masks and val_set.index.has_masks
-    evaluator = assembly.build_evaluator(cfg.evaluation, val_set, model.has_masks)
+    evaluator = assembly.build_evaluator(cfg.evaluation, val_set, model)
     metric = assembly.choose_metric(cfg.evaluation, val_set)
     kind, key = best_metric(cfg.checkpoint.metric, has_masks, max_detections, metric)
-    comparisons = Comparisons(val_set.index, cfg.logging.pictures, cfg.logging.score_threshold)
+    # A picture alone has no proposals.
+    num_pictures = 0 if model.needs_proposals else cfg.logging.pictures
+    comparisons = Comparisons(val_set.index, num_pictures, cfg.logging.score_threshold)
+    watched_names, watched_ids = assembly.classes_of(model, classes, category_ids)
     watcher = Detector(
         evaluated_model,
-        class_names=classes,
-        category_ids=category_ids,
+        class_names=watched_names,
+        category_ids=watched_ids,
         transforms=assembly.build(cfg.augment.val),
         runtime=runtime,
         buckets=assembly.plain(cfg.data.buckets),
@@ -242,7 +246,12 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             seed_everything(cfg.seed, step)
             multiplier = set_learning_rate(optimizer, schedule, step)
             with runtime.autocast():
-                losses = model(on_device.images, on_device.image_sizes, on_device.targets)
+                losses = model(
+                    on_device.images,
+                    on_device.image_sizes,
+                    on_device.targets,
+                    *given_proposals(on_device),
+                )
             total = sum(losses.values())
             stopwatch.lap("forward")
 
