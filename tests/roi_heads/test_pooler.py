@@ -16,7 +16,7 @@ from detector.ops import (
     spatial_pyramid_pool,
 )
 from detector.roi_heads.box import TwoFCHead
-from detector.roi_heads.pooler import RoIPooler, check_bins, check_grid
+from detector.roi_heads.pooler import RoIPooler, check_bins, check_grid, pool_slots
 from detector.roi_heads.roi_ops import CropAndResize, RoIAlign, RoIPool, RoIWarp, SpatialPyramid
 
 STRIDES = (4, 8, 16, 32)
@@ -38,7 +38,7 @@ IMAGES = torch.tensor([0, 1, 0, 1, 1, 0])
 def make_features(dtype: torch.dtype = torch.float32) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [
-        torch.randn(2, 4, 128 // s, 128 // s, generator=generator, dtype=dtype)
+        torch.randn(2, 4, 96 // s, 128 // s, generator=generator, dtype=dtype)
         for s in (*STRIDES, 64)
     ]
 
@@ -172,6 +172,19 @@ def test_a_map_of_one_cell_is_read_wherever_the_box_lies():
         [ones], torch.tensor([[2.0, 2, 9, 9]]), torch.zeros(1).long()
     )
     assert pooled.eq(1).all()
+
+
+def test_features_are_shared_by_their_slots():
+    """Also where empty slots between them were not computed."""
+    features = make_features()[2:3]
+    boxes = torch.stack((BOXES[:3], BOXES[3:]))
+    rows = torch.tensor([0, 2, 4])
+    pooler = RoIPooler(3, (16,))
+    pooled = pool_slots(pooler, features, boxes, rows)
+    assert pooled.features.shape == (3, 4, 3, 3)
+    images, slots = torch.tensor([1, 0, 0]), torch.tensor([1, 2, 0])
+    expected = pooler(features, boxes[images, slots], images)
+    torch.testing.assert_close(pooled.take(images, slots), expected)
 
 
 def test_a_pyramid_may_start_elsewhere():
