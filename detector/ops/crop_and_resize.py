@@ -47,11 +47,26 @@ def crop_rows(
     It asks for no value, which the training step may not. What is of no image gives zeros.
     """
     height, width = output_size
-    x_start, x_step = _axis(boxes[:, 0], boxes[:, 2], features.shape[3], width)
-    y_start, y_step = _axis(boxes[:, 1], boxes[:, 3], features.shape[2], height)
-    grid = torch.stack((x_start, y_start, x_step, y_step), 1)
+    grid = crop_grid(boxes, features.shape[2:], output_size)
     samples = torch.ones((boxes.shape[0], 2), dtype=torch.int32, device=features.device)
     return pool_samples(features, image_index, grid, samples, height, width, 1, "zero", "avg")[0]
+
+
+def place_points(boxes: Tensor, map_size: Sequence[int], output_size: Sequence[int]) -> Tensor:
+    """``grid`` of ``pool_samples`` for normalised boxes ``(N, 4)`` on a map of this size."""
+    x_start, x_step = _axis(boxes[:, 0], boxes[:, 2], map_size[1], output_size[1])
+    y_start, y_step = _axis(boxes[:, 1], boxes[:, 3], map_size[0], output_size[0])
+    return torch.stack((x_start, y_start, x_step, y_step), 1)
+
+
+# An op, because a compiler of plain PyTorch may round otherwise, and move the last point off the
+# map.
+crop_grid = torch.library.custom_op("detector::crop_grid", place_points, mutates_args=())
+
+
+@crop_grid.register_fake
+def _(boxes: Tensor, map_size: Sequence[int], output_size: Sequence[int]) -> Tensor:
+    return boxes.new_empty(boxes.shape[0], 4)
 
 
 def _axis(low: Tensor, high: Tensor, size: int, num_points: int) -> tuple[Tensor, Tensor]:

@@ -113,8 +113,8 @@ def sample_rows(
     )[0]
 
 
-def align_samples(
-    boxes: Tensor, output_size: tuple[int, int], sampling_ratio: int, aligned: bool
+def place_samples(
+    boxes: Tensor, output_size: Sequence[int], sampling_ratio: int, aligned: bool
 ) -> tuple[Tensor, Tensor]:
     """Where RoIAlign samples: ``grid`` and ``samples`` of ``pool_samples``.
 
@@ -143,6 +143,17 @@ def align_samples(
         samples = bins.ceil().clamp(0.0, MAX_ADAPTIVE_SAMPLES).nan_to_num(0.0)
     step = bins / samples.clamp(min=1.0)
     return torch.cat((start + 0.5 * step, step), 1), samples.int()
+
+
+# An op, because a compiler of plain PyTorch may divide less exactly, and a cell that needs exactly
+# 3 samples would get 4.
+align_samples = torch.library.custom_op("detector::align_samples", place_samples, mutates_args=())
+
+
+@align_samples.register_fake
+def _(boxes: Tensor, *_) -> tuple[Tensor, Tensor]:
+    shape = boxes.shape[0]
+    return boxes.new_empty(shape, 4), boxes.new_empty(shape, 2, dtype=torch.int32)
 
 
 def _has_small_tables(boxes: Tensor, output_size: tuple[int, int], sampling_ratio: int) -> bool:

@@ -64,6 +64,14 @@ def warp_rows(
     """
     height, width = output_size
     boxes, _ = park_unusable(boxes, image_index, features.shape[0])
+    grid = warp_grid(boxes, output_size)
+    samples = torch.full((boxes.shape[0], 2), 2, dtype=torch.int32, device=features.device)
+    return pool_samples(features, image_index, grid, samples, height, width, 2, "zero", mode)[0]
+
+
+def place_points(boxes: Tensor, output_size: Sequence[int]) -> Tensor:
+    """``grid`` of ``pool_samples`` for finite boxes ``(N, 4)``, in cells of the map."""
+    height, width = output_size
     cells = quantise_boxes(boxes)
     start, last = cells[:, :2], cells[:, 2:]
     size = last - start
@@ -79,6 +87,14 @@ def warp_rows(
     step = torch.where(
         start + num_steps * step > last, torch.nextafter(step, torch.zeros_like(step)), step
     )
-    grid = torch.cat((start, step), 1)
-    samples = torch.full((boxes.shape[0], 2), 2, dtype=torch.int32, device=features.device)
-    return pool_samples(features, image_index, grid, samples, height, width, 2, "zero", mode)[0]
+    return torch.cat((start, step), 1)
+
+
+# An op, because a compiler of plain PyTorch may round otherwise, and move the last point off the
+# map.
+warp_grid = torch.library.custom_op("detector::warp_grid", place_points, mutates_args=())
+
+
+@warp_grid.register_fake
+def _(boxes: Tensor, output_size: Sequence[int]) -> Tensor:
+    return boxes.new_empty(boxes.shape[0], 4)

@@ -123,6 +123,17 @@ _max_samples = partial(_pool_samples, mode="max")
 _crop_samples = partial(_pool_samples, border="zero", ratio=1)
 
 
+def _grids(device: torch.device) -> list[tuple[Any, tuple[Any, ...]]]:
+    """The ops that place samples, for ``opcheck``."""
+    ops, (features, boxes) = torch.ops.detector, _rows(device, torch.float32, LAYOUTS[0])
+    cells = boxes[boxes.isfinite().all(1), 1:] * SCALE
+    return [
+        (ops.align_samples.default, (cells, (2, 3), 0, False)),
+        (ops.crop_grid.default, (cells / 60, features.shape[2:], (4, 1))),
+        (ops.warp_grid.default, (cells, (2, 3))),
+    ]
+
+
 def _pool_rois(device: torch.device, mode: str = "max") -> list[tuple[Any, tuple[Any, ...]]]:
     """The op of RoI pooling and its backward, for ``opcheck``."""
     calls = []
@@ -206,7 +217,7 @@ CASES = [
     _align("roi_align_odd_channels", 3, SCALE, 2, True, make=partial(_rows, channels=5)),
     _crop("crop_and_resize", (4, 3), custom_ops=_crop_samples),
     _crop("crop_and_resize_to_one_cell", 1),
-    _warp("roi_warp", 3, SCALE),
+    _warp("roi_warp", 3, SCALE, custom_ops=_grids),
     _warp("roi_warp_avg", (1, 4), SCALE, "avg"),
     _pool("roi_pool", 7, SCALE, custom_ops=_pool_rois),
     _pool("roi_pool_avg", (2, 5), SCALE, "avg", custom_ops=partial(_pool_rois, mode="avg")),

@@ -93,4 +93,6 @@ def test_every_custom_op_has_a_cuda_kernel_and_is_checked():
     ours = {name: op for name, op in custom_ops.OPDEFS.items() if name.startswith("detector::")}
     checked = {op.name() for case in CUSTOM for op, _ in case.custom_ops(CPU)}
     assert set(ours) == {name.removesuffix(".default") for name in checked}
-    assert [name for name, op in ours.items() if "cuda" not in op._backend_fns] == []
+    without = [name for name, op in ours.items() if "cuda" not in op._backend_fns]
+    # Plain PyTorch on every device, and ops so that no compiler rounds them otherwise.
+    assert set(without) == {f"detector::{x}" for x in ("align_samples", "crop_grid", "warp_grid")}
