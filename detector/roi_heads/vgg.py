@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,7 +18,8 @@ class VGGHead(nn.Module):
 
     Args:
         in_channels: C of the features: 512 of VGG16, 256 of ZF.
-        pooled_size: side of the pooled square: 7 with VGG16, 6 with ZF.
+        pooled_size: side of the pooled square, 7 with VGG16 and 6 with ZF, or the sides of a
+            spatial pyramid's grids.
         width: outputs of each layer.
         dropout: probability that an output is dropped in training.
         weights: file of ImageNet weights, the trunk's own: torchvision's ``vgg16`` (its
@@ -31,7 +34,7 @@ class VGGHead(nn.Module):
     def __init__(
         self,
         in_channels: int = 512,
-        pooled_size: int = 7,
+        pooled_size: int | Sequence[int] = 7,
         width: int = 4096,
         dropout: float = 0.5,
         weights: str | None = None,
@@ -39,7 +42,9 @@ class VGGHead(nn.Module):
         super().__init__()
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout} must be at least 0 and below 1")
-        self.fc6 = nn.Linear(in_channels * pooled_size**2, width)
+        sides = (pooled_size,) if isinstance(pooled_size, int) else pooled_size
+        self.num_bins = sum(side**2 for side in sides)
+        self.fc6 = nn.Linear(in_channels * self.num_bins, width)
         self.fc7 = nn.Linear(width, width)
         self.dropout = dropout
         self.out_channels = width
@@ -50,7 +55,7 @@ class VGGHead(nn.Module):
             load_part_weights(self, weights, PRETRAINED)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """``(N, C, S, S)`` to ``(N, width)``."""
+        """``(N, C, S, S)``, or what a pyramid gives, ``(N, C * bins)``, to ``(N, width)``."""
         x = pooled.flatten(1)
         for layer in (self.fc6, self.fc7):
             x = F.dropout(F.relu(layer(x)), self.dropout, self.training)

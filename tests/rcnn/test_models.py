@@ -142,13 +142,21 @@ def test_every_roi_op_trains_a_pyramid(small, make_batch, op):
     guarded_step(model, make_batch())
 
 
-def test_a_pyramid_of_grids_fits_fully_connected_layers_alone(small, make_batch):
-    model = small("faster_rcnn_dc5", "roi_op=spatial_pyramid").train()
+@pytest.mark.parametrize("name", ["faster_rcnn_fpn", "faster_rcnn_zf", "cascade_rcnn_fpn"])
+def test_a_pyramid_of_grids_fits_fully_connected_layers(small, make_batch, name):
+    model = small(name, "roi_op=spatial_pyramid").train()
     check_step(model, make_batch())
     guarded_step(model, make_batch())
-    for name in ("mask_rcnn_fpn", "mask_rcnn_c4"):
+
+
+def test_a_pyramid_of_grids_fits_no_convolutions(small):
+    for name, *overrides in (
+        ("mask_rcnn_fpn",),
+        ("mask_rcnn_fpn", "model.mask_branch.pooler=null"),
+        ("mask_rcnn_c4",),
+    ):
         with pytest.raises(hydra.errors.InstantiationException) as error:
-            small(name, "roi_op=spatial_pyramid")
+            small(name, "roi_op=spatial_pyramid", *overrides)
         assert "gives vectors" in f"{error.value} {error.value.__cause__}"
 
 

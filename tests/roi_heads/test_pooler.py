@@ -18,6 +18,7 @@ from detector.ops import (
 from detector.roi_heads.box import TwoFCHead
 from detector.roi_heads.pooler import RoIPooler, check_bins, check_grid, pool_slots
 from detector.roi_heads.roi_ops import CropAndResize, RoIAlign, RoIPool, RoIWarp, SpatialPyramid
+from detector.roi_heads.vgg import VGGHead
 
 STRIDES = (4, 8, 16, 32)
 # With a canonical size of 56 one of each level, then one of no extent and one beyond the image.
@@ -225,11 +226,14 @@ def test_what_cannot_be_is_refused(make, message):
         make()
 
 
-def test_a_head_takes_the_bins_of_a_pyramid():
+@pytest.mark.parametrize("kind", [TwoFCHead, VGGHead])
+def test_a_head_takes_the_bins_of_a_pyramid(kind):
     pooler = RoIPooler(op=SpatialPyramid((1, 2, 3, 6)), strides=(16,))
-    head = TwoFCHead(4, (1, 2, 3, 6), 8)
+    head = kind(4, (1, 2, 3, 6), 8)
     check_bins("box_branch", pooler, head)
-    assert head.fc1.in_features == 4 * 50
+    assert head.num_bins == 50
+    with pytest.raises(ValueError, match="gives 50"):
+        check_bins("box_branch", pooler, kind(4, 7, 8))
     assert head(pooler(make_features()[2:3], BOXES, IMAGES)).shape == (6, 8)
 
 
