@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,12 @@ from detector.data.images import read_image, to_rgb
 from detector.data.sample import Sample
 from detector.engine.assembly import build, classes_of, plain
 from detector.engine.checkpoint import checkpoint_config, load_checkpoint, load_weights
+from detector.engine.extraction import extract_features, to_boxes, to_labels
 from detector.engine.inference import detect
 from detector.engine.runtime import Runtime
 from detector.results import Result, to_results
+from detector.roi_heads.region_features import RegionFeatures
+from detector.structures import Batch
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
@@ -91,11 +95,49 @@ class Detector:
             ]
         return self._predict_one(images, score_threshold, 1)
 
+    def extract_features(
+        self, images: ImageLike | Sequence[ImageLike], boxes: Any, labels: Any = None
+    ) -> RegionFeatures | list[RegionFeatures]:
+        """What the model computes for given boxes, without looking for objects itself.
+
+        Args:
+            images: an image as in :meth:`predict`, or a list of images.
+            boxes: ``(L, 4)`` of the image, in its own pixels, such as ``boxes`` of a result; or a
+                list of such, one for each image. There may be none.
+            labels: ``(L,)`` the class of each box, whose mask is wanted, as numbers or names; or a
+                list of such. ``None``: the class with the best score.
+
+        Returns:
+            The features of an image with ``boxes`` as given, on the model's device; or a list.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: an image cannot be read; boxes, labels and images do not fit each other; or
+                the model is an RPN alone.
+        """
+        if not isinstance(images, list | tuple):
+            return self._extract_one(images, boxes, labels)
+        labels = [None] * len(images) if labels is None else labels
+        if not len(images) == len(boxes) == len(labels):
+            raise ValueError(
+                f"{len(images)} images, boxes for {len(boxes)} and labels for {len(labels)}; give "
+                "boxes, and labels if any, of each image"
+            )
+        return [self._extract_one(*each) for each in zip(images, boxes, labels, strict=True)]
+
+    def _extract_one(self, image: ImageLike, boxes: Any, labels: Any) -> RegionFeatures:
+        pixels, _ = to_pixels(image)
+        boxes = to_boxes(boxes, *pixels.shape[:2])
+        labels = None if labels is None else [to_labels(labels, len(boxes), self.names)]
+        batch = self._to_batch(pixels)
+        scale = (batch.original_sizes / batch.image_sizes)[0].flip(0)
+        found = extract_features(self.model, batch, [boxes / scale.repeat(2)], labels, self.runtime)
+        device = found.boxes.device
+        return replace(found, boxes=boxes.to(device), scale=scale.to(device))
+
     def _predict_one(self, image: ImageLike, score_threshold: float, image_id: int) -> Result:
         pixels, path = to_pixels(image)
-        # The transforms of evaluation draw no random numbers, so any generator will do.
-        sample = self._augmentation(_without_targets(pixels), np.random.default_rng(0))
-        batch = self._collate([sample])
+        batch = self._to_batch(pixels)
         [result] = to_results(
             detect(self.model, batch, self.runtime),
             batch.image_sizes,
@@ -108,6 +150,11 @@ class Detector:
             score_threshold=score_threshold,
         )
         return result
+
+    def _to_batch(self, pixels: np.ndarray) -> Batch:
+        # The transforms of evaluation draw no random numbers, so any generator will do.
+        sample = self._augmentation(_without_targets(pixels), np.random.default_rng(0))
+        return self._collate([sample])
 
 
 def load(

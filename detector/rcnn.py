@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from detector.backbones.normalization import PixelNormalizer
 from detector.roi_heads.box import BoxBranch
 from detector.roi_heads.mask import MaskBranch
+from detector.roi_heads.region_features import RegionFeatures, region_features
 from detector.roi_heads.sampler import RoISampler
 from detector.rpn.rpn import RPN
 from detector.structures import Detections, Proposals, SampledRoIs, Targets
@@ -112,6 +115,30 @@ class FastRCNN(nn.Module):
         features = self.backbone(self.normalizer(images, image_sizes))
         return self.box_branch.detect(features, proposals, image_sizes)
 
+    def extract_features(
+        self,
+        images: Tensor,
+        image_sizes: Tensor,
+        boxes: Tensor | Sequence[Tensor],
+        labels: Tensor | Sequence[Tensor] | None = None,
+    ) -> RegionFeatures:
+        """What the second stage computes for given boxes, without any proposals.
+
+        Call after ``eval()``, and within ``torch.no_grad`` unless gradients are wanted.
+
+        Args:
+            images: ``(B, 3, H, W)`` uint8.
+            image_sizes: ``(B, 2)`` int64.
+            boxes: in pixels of ``images``: B tensors ``(L, 4)``, or ``(N, 5)`` with the index of
+                the image first.
+            labels: the class of each box, B tensors ``(L,)`` or ``(N,)``; ``None`` for the class
+                with the best score.
+        """
+        features = self.backbone(self.normalizer(images, image_sizes))
+        mask_branch = self.mask_branch if self.has_masks else None
+        strides = self.backbone.strides
+        return region_features(features, strides, boxes, labels, self.box_branch, mask_branch)
+
 
 class FasterRCNN(nn.Module):
     """Faster R-CNN (Ren et al., 2015), trained jointly.
@@ -178,6 +205,9 @@ class FasterRCNN(nn.Module):
         """What the first stage proposes at inference."""
         features = self.backbone(self.normalizer(images, image_sizes))
         return self.rpn.propose(features, image_sizes)
+
+    # The first stage has no part in it.
+    extract_features = FastRCNN.extract_features
 
     def _detect(self, features: list[Tensor], image_sizes: Tensor) -> Detections:
         proposals = self.rpn.propose(features, image_sizes)

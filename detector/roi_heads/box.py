@@ -141,6 +141,12 @@ class BoxBranch(nn.Module):
         """RoI features ``(N, ...)`` to logits ``(N, K + 1)`` and deltas ``(N, K or 1, 4)``."""
         return self.predictor(self.head(pooled))
 
+    def recognize(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """RoI features ``(N, ...)`` to vectors ``(N, width)`` of the head and probabilities
+        ``(N, K + 1)``, background last."""
+        vectors = self.head(pooled)
+        return vectors, self.predictor(vectors)[0].softmax(1)
+
     def prediction_losses(
         self, logits: Tensor, deltas: Tensor, rows: Tensor, rois: SampledRoIs, targets: Targets
     ) -> dict[str, Tensor]:

@@ -143,6 +143,13 @@ class CascadeBoxBranch(nn.Module):
         """RoI features of boxes ``(B, R, 4)``, of which ``(B, R)`` are valid."""
         return pool_slots(self.pooler, features, boxes, slots_to_compute(valid))
 
+    def recognize(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """RoI features ``(N, ...)`` to vectors ``(N, width)`` of the last head and probabilities
+        ``(N, K + 1)``, the mean over the stages, background last. The boxes are taken as final:
+        all stages see them as they are, and none refines them."""
+        recognized = [stage.recognize(pooled) for stage in self.stages]
+        return recognized[-1][0], torch.stack([scores for _, scores in recognized]).mean(0)
+
     @torch.no_grad()
     def _label(
         self, boxes: Tensor, valid: Tensor, targets: Targets, positive_iou: float

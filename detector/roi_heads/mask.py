@@ -152,6 +152,18 @@ def mask_probability(logits: Tensor, labels: Tensor, masks: str) -> Tensor:
     return _of_class(logits, labels).sigmoid()
 
 
+def mask_logits(logits: Tensor, labels: Tensor, masks: str) -> Tensor:
+    """``(N, M, M)`` whose sigmoid :func:`mask_probability` is; arguments as in :func:`mask_loss`.
+
+    Of ``softmax`` the log odds of the object's class against all others and background.
+    """
+    own = _of_class(logits, labels)
+    if masks != "softmax":
+        return own
+    place = labels[:, None, None, None].expand(-1, 1, *logits.shape[2:])
+    return own - logits.scatter(1, place, -torch.inf).logsumexp(1)
+
+
 def _of_class(values: Tensor, labels: Tensor) -> Tensor:
     """``(N, M, M)`` of ``(N, K, M, M)``, or of ``(N, 1, M, M)``, which is any class's."""
     own = labels.clamp(max=values.shape[1] - 1)[:, None, None, None]
