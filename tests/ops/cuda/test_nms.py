@@ -42,6 +42,14 @@ def test_any_order_of_threads_gives_the_same(host_kernels_any_order):
     assert torch.equal(keep, nms_slots(*case, 0.4))
 
 
+def test_any_order_of_the_threads_of_a_full_block_gives_the_same(host_kernels_any_order):
+    """The best boxes lie on each other: each warp's part of the first tile decides what stays."""
+    boxes, scores, groups, valid = random_case(1, 1100, 2, seed=11, extent=8.0)
+    valid[:] = True
+    keep = kernels.nms_slots(boxes, scores, groups, valid, 0.3)
+    assert torch.equal(keep, nms_slots(boxes, scores, groups, valid, 0.3))
+
+
 def test_more_slots_than_a_sorted_chunk_holds(host_kernels):
     """Chunks of 2048 are sorted apart and merged; equal scores lie in different chunks."""
     boxes, scores, groups, valid = random_case(2, 5000, 7, seed=1, extent=150.0)
