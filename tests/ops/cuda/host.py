@@ -23,7 +23,7 @@ from torch import Tensor
 from detector.ops.cuda import runtime
 from detector.ops.cuda.runtime import Argument, Kernel
 
-HEADER = Path(__file__).with_name("host_cuda.h")
+HEADERS = [Path(__file__).with_name(name) for name in ("host_cuda.h", "host_fibers.h")]
 ORDERS = ("ascending", "descending", "shuffled")
 OPTIONS = ("-std=c++17", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing")
 
@@ -112,14 +112,14 @@ extern "C" const char* run_{name}(const unsigned* grid, unsigned block, unsigned
   return host::launch({name}, grid, block, shared_bytes, kinds, values, order, seed);
 }}
 """
-        made_from = repr((program, HEADER.read_text(), OPTIONS, self.compiler))
+        made_from = repr((program, [x.read_text() for x in HEADERS], OPTIONS, self.compiler))
         digest = hashlib.sha256(made_from.encode()).hexdigest()[:32]
         library = self.folder / f"{Path(kernel.source).stem}-{digest}.so"
         if not library.exists():
             source = library.with_suffix(f".{os.getpid()}.cpp")
             partial = library.with_suffix(f".{os.getpid()}.partial")
             source.write_text(program)
-            include = f"-I{HEADER.parent}"
+            include = f"-I{HEADERS[0].parent}"
             command = [self.compiler, *OPTIONS, include, str(source), "-o", str(partial)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
