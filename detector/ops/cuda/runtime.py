@@ -196,6 +196,11 @@ def _pasted(name: str, seen: set[str]) -> str:
 _one_thread = threading.RLock()
 
 
+# Multiplications and additions are fused, as the compiler does unasked; `common.cuh` has those that
+# are not.
+_OPTIONS = {"std": "c++17", "ptxas_options": ["-v"]}
+
+
 def compile_kernel(kernel: Kernel, architecture: str) -> tuple[bytes, str]:
     """Machine code for an architecture such as ``"sm_90"``, and ptxas's report.
 
@@ -213,9 +218,8 @@ def compile_kernel(kernel: Kernel, architecture: str) -> tuple[bytes, str]:
     try:
         options = ProgramOptions(
             arch=architecture,
-            std="c++17",
             define_macro=list(kernel.macros) or None,  # it refuses an empty list
-            ptxas_options=["-v"],
+            **_OPTIONS,
             name=kernel.source,
         )
         program = Program(read_source(kernel.source), "c++", options)
@@ -247,7 +251,7 @@ def cached_code(
         The code, and the file it is now in (``None`` if it could not be kept).
     """
     version = compiler_version if compiler_version is not None else _compiler_version()
-    made_from = repr((read_source(kernel.source), kernel.module, architecture, version))
+    made_from = repr((read_source(kernel.source), kernel.module, architecture, version, _OPTIONS))
     digest = hashlib.sha256(made_from.encode()).hexdigest()
     name = f"{Path(kernel.source).stem}-{architecture}-{digest[:32]}"
     try:
