@@ -181,4 +181,12 @@ def _suppress_together(boxes: Tensor, filled: Tensor, iou_threshold: float) -> T
     return (stays[:, None] & bits) != 0
 
 
-_nms_slots.register_kernel("cuda")(runtime.or_else(kernels.nms_slots, _segment_by_segment))
+def _on_the_cpu(
+    boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_threshold: float
+) -> Tensor:
+    """Without kernels: torchvision's on the GPU fuses, and rounds overlaps otherwise."""
+    inputs = (x.cpu() for x in (boxes, scores, groups, valid))
+    return _segment_by_segment(*inputs, iou_threshold).to(valid.device)
+
+
+_nms_slots.register_kernel("cuda")(runtime.or_else(kernels.nms_slots, _on_the_cpu))

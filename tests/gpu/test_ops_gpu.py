@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -161,6 +161,19 @@ def test_deterministic_mode_repeats_every_bit(case, dtype, layout):
         for _ in range(4):
             assert_same(run(arguments), first, exact=True)
     assert_step(case, first, arguments)
+
+
+@pytest.mark.parametrize("repeatable", [False, True], ids=["", "deterministic"])
+@pytest.mark.parametrize(("case", "dtype", "layout"), variants(CASES))
+def test_without_kernels_the_slower_path_gives_the_same(
+    case, dtype, layout, repeatable, launched, monkeypatch
+):
+    arguments = case.make(GPU, dtype, layout)
+    with monkeypatch.context() as context, deterministic() if repeatable else nullcontext():
+        context.setattr(runtime, "_unavailable", ["this test"])
+        got = step(case)(arguments)
+    assert not launched
+    assert_step(case, got, arguments)
 
 
 @pytest.mark.parametrize("case", DIFFERENTIABLE, ids=[case.name for case in DIFFERENTIABLE])
