@@ -203,3 +203,13 @@ def test_ops_run_on_the_current_stream(case):
         got = run(zeros)
     torch.cuda.synchronize()
     assert_same(got, expected, case.exact and not case.gradients, steps=128)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="PyTorch sees one GPU")
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_ops_run_on_the_gpu_of_their_arguments(case):
+    """Which is not the current one."""
+    arguments = case.make(torch.device("cuda", 1), case.dtypes[0], case.layouts[0])
+    got = step(case)(arguments)
+    assert_step(case, got, arguments)
+    assert all(x.device.index == 1 for x in tensors_of(got))
