@@ -112,6 +112,27 @@ def test_training_step_asks_nothing_and_does_not_loop_over_images(make_model, ma
     assert few["detector.nms_slots.default"] == 1
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("box_loss=giou",),
+        ("box_loss=diou",),
+        ("box_loss=ciou",),
+        ("smooth_l1_beta=1.0", "inside_weights=[1.0,1.0,0.5,0.5]"),
+    ],
+)
+def test_no_box_loss_asks_anything(make_model, make_batch, settings):
+    """And every one trains both stages."""
+    overrides = [f"model.{part}.{word}" for part in ("rpn", "box_branch") for word in settings]
+    model = make_model(*SETTINGS, *overrides, "model.rpn.border=0", masks=False)
+    few = guarded_step(model, make_batch(FOUR[:2], (3, 0)))
+    many = guarded_step(model, make_batch(FOUR, (5, 0, 1, 8, 2)))
+    assert few == many
+    for part in (model.rpn.head.deltas, model.box_branch.predictor.deltas):
+        assert part.weight.grad.isfinite().all()
+        assert part.weight.grad.abs().max() > 0
+
+
 @torch.no_grad()
 def test_detection_asks_nothing_and_does_not_loop_over_images(make_model, make_batch):
     model = make_model().eval()
