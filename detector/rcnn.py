@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from detector.backbones.freezing import Freezable
 from detector.backbones.normalization import PixelNormalizer
 from detector.roi_heads.box import BoxBranch
 from detector.roi_heads.mask import MaskBranch
@@ -16,7 +17,7 @@ from detector.rpn.rpn import RPN
 from detector.structures import Detections, Proposals, SampledRoIs, Targets
 
 
-class ProposalNetwork(nn.Module):
+class ProposalNetwork(Freezable):
     """The Region Proposal Network alone (Faster R-CNN, section 3): objects, whatever their class.
 
     Args:
@@ -61,7 +62,7 @@ class ProposalNetwork(nn.Module):
         return self.rpn.propose(features, image_sizes)
 
 
-class FastRCNN(nn.Module):
+class FastRCNN(Freezable):
     """Fast R-CNN (Girshick, 2015): classes and boxes for proposals that come with the images.
 
     Args:
@@ -140,7 +141,7 @@ class FastRCNN(nn.Module):
         return region_features(features, strides, boxes, labels, self.box_branch, mask_branch)
 
 
-class FasterRCNN(nn.Module):
+class FasterRCNN(Freezable):
     """Faster R-CNN (Ren et al., 2015), trained jointly.
 
     Args:

@@ -1,4 +1,4 @@
-"""Stages of a trunk that stay as they were loaded."""
+"""Stages of a trunk and parts of a detector that stay as they were loaded."""
 
 from __future__ import annotations
 
@@ -8,12 +8,33 @@ from typing import Self
 from torch import nn
 
 
-class FreezableTrunk(nn.Module):
-    """A trunk whose first stages may be frozen: no gradients, no new statistics."""
+class Freezable(nn.Module):
+    """A module that may have frozen ones inside: no gradients, no new statistics."""
 
     def __init__(self) -> None:
         super().__init__()
         self._frozen: list[nn.Module] = []
+
+    def freeze_modules(self, modules: Iterable[nn.Module]) -> None:
+        """Freezes these modules of it, in place of those frozen by a former call."""
+        self._frozen = list(modules)
+        for module in self._frozen:
+            module.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As ``nn.Module.train``; what is frozen stays in evaluation mode.
+
+        Running statistics are no parameters: without this they would drift where weights are fixed.
+        """
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
+
+
+class FreezableTrunk(Freezable):
+    """A trunk whose first stages may be frozen."""
 
     def freeze(self, stages: Sequence[Iterable[nn.Module]], freeze_at: int) -> None:
         """Freezes the first ``freeze_at`` of ``stages``, each given by its modules.
@@ -23,20 +44,7 @@ class FreezableTrunk(nn.Module):
         """
         if not 0 <= freeze_at <= len(stages):
             raise ValueError(f"freeze_at={freeze_at} must be 0 (nothing) to {len(stages)} (all)")
-        self._frozen = [module for stage in stages[:freeze_at] for module in stage]
-        for module in self._frozen:
-            module.requires_grad_(False)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> Self:
-        """As ``nn.Module.train``; frozen stages stay in evaluation mode.
-
-        Running statistics are no parameters: without this they would drift where weights are fixed.
-        """
-        super().train(mode)
-        for module in self._frozen:
-            module.eval()
-        return self
+        self.freeze_modules(module for stage in stages[:freeze_at] for module in stage)
 
 
 def check_increasing(key: str, values: Sequence[int], allowed: range) -> tuple[int, ...]:

@@ -187,8 +187,8 @@ def config_changes(former: DictConfig, now: DictConfig) -> Iterator[str]:
     free = ("run_dir", "resume", "checkpoint.", "logging.", "evaluation.")
     old, new = (dict(_leaves(plain(config))) for config in (former, now))
     for key in sorted(old.keys() | new.keys()):
-        if key == "model.backbone.weights":  # where it began is no matter when it goes on
-            continue
+        if key == "model.backbone.weights" or key.startswith("init."):
+            continue  # where it began is no matter when it goes on
         if old.get(key) != new.get(key) and not key.startswith(free):
             yield f"{key} {old.get(key)} -> {new.get(key)}"
 
