@@ -14,6 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from detector.data.coco import read_coco
 from detector.data.index import AnnotationIndex
 from detector.evaluation.coco import CocoEvaluator
+from detector.evaluation.voc import VOCEvaluator
 from detector.structures import Batch, Detections
 
 LIMITS = (10, 100, 1000)
@@ -111,3 +112,19 @@ def test_one_class_leaves_the_dataset_as_it_was(two_classes):
     assert one.labels.tolist() == [0, 0, 0]
     assert two_classes.category_names == ["cat", "dog"]
     assert two_classes.labels.tolist() == [0, 1, 1]
+
+
+def test_voc_counts_all_objects_as_one_class(two_classes):
+    """Every object found, whatever its class, and one false box at the end."""
+    evaluator = VOCEvaluator(two_classes.as_one_class())
+    boxes = torch.tensor(
+        [[[10.0, 10, 50, 50], [100, 10, 140, 50], [10, 100, 50, 140], [0, 0, 9, 9]]]
+    )
+    size = torch.tensor([[200, 200]])
+    batch = Batch(torch.zeros(1, 3, 1, 1, dtype=torch.uint8), size, size, torch.tensor([1]))
+    scores = torch.tensor([[0.9, 0.8, 0.7, 0.6]])
+    labels = torch.zeros(1, 4).long()
+    evaluator.update(batch, Detections(boxes, scores, labels, torch.ones(1, 4).bool()))
+    metrics = evaluator.summarize().metrics
+    assert metrics["voc"]["AP50"] == pytest.approx(1.0)
+    assert list(metrics["per_class"]) == ["object"]
