@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torchvision
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -14,17 +14,14 @@ from detector.engine.parts import build_without_memory, measure_parts, multiply_
 from detector.roi_heads.stage import RoIStage
 from detector.roi_heads.vgg import VGGHead
 
-# torchvision's weights by detector, trunk and convolutions of the RPN's head, all on FPN.
+# torchvision's weights by detector and trunk, on FPN.
 _DETECTORS = {
-    ("FasterRCNN", "resnet50", 1): "FasterRCNN_ResNet50_FPN_Weights.COCO_V1",
-    ("FasterRCNN", "resnet50", 2): "FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1",
-    ("MaskRCNN", "resnet50", 1): "MaskRCNN_ResNet50_FPN_Weights.COCO_V1",
-    ("MaskRCNN", "resnet50", 2): "MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1",
+    ("FasterRCNN", "resnet50"): "FasterRCNN_ResNet50_FPN_Weights.COCO_V1",
+    ("MaskRCNN", "resnet50"): "MaskRCNN_ResNet50_FPN_Weights.COCO_V1",
 }
 # Its multiply-adds are of one image of noise, resized to this side. The models find nothing on it,
-# so that no mask is computed; only the second version finds some.
+# so that no mask is computed.
 _SIDE = 800
-_WITH_SOME_MASKS = ("MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1",)
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ def _compare_detector(cfg: DictConfig) -> list[Comparison]:
     classes = f"with {num_classes} classes and background, its outputs too"
     source = f"torchvision {name}"
     rows = [Comparison(f"parameters {classes}", source, meta["num_params"], parameters)]
-    if "_ops" in meta and name not in _WITH_SOME_MASKS:
+    if "_ops" in meta:
         parts = measure_parts(model, 1, _SIDE, _SIDE)
         parts = [part for part in parts if not part.path.startswith("mask_branch")]
         [scored] = [part.shapes[0][0] for part in parts if part.path == "box_branch.predictor"]
@@ -84,14 +81,15 @@ def _compare_detector(cfg: DictConfig) -> list[Comparison]:
     return rows
 
 
-def _kind(model: DictConfig) -> tuple[str, str, int] | None:
-    """The key in :data:`_DETECTORS`, if it can be one."""
-    backbone = model.backbone
-    if not backbone._target_.endswith(".resnet_fpn") or backbone.get("extra", "pool") != "pool":
-        return None
-    if not model.get("box_branch", {}).get("_target_", "").endswith(".BoxBranch"):
-        return None
-    return model._target_.rpartition(".")[2], backbone.name, model.rpn.head.num_convs
+def _kind(model: DictConfig) -> tuple[str, str] | None:
+    """The key in :data:`_DETECTORS`, if it can be one: their pyramid, with the plain heads."""
+    heads = {"box_branch._target_": "BoxBranch"}
+    if "mask_branch" in model:
+        heads["mask_branch.head._target_"] = "FCNMaskHead"
+    for key, kind in {"backbone._target_": "resnet_fpn", **heads}.items():
+        if (OmegaConf.select(model, key) or "").rpartition(".")[2] != kind:
+            return None
+    return model._target_.rpartition(".")[2], model.backbone.name
 
 
 def _compare_trunk(cfg: DictConfig) -> list[Comparison]:

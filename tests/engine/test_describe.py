@@ -67,9 +67,13 @@ def test_trunks_are_as_large_as_published_wherever_their_last_layers_are(
     assert [(row.ours, row.published) for row in rows] == [(expected, expected)] * bool(expected)
 
 
-def test_a_cascade_is_not_compared_with_the_plain_head(compose_describe) -> None:
-    [trunk] = compare_with_published(compose_describe("model=cascade_mask_rcnn_fpn"))
+@pytest.mark.parametrize(
+    "model", ["cascade_mask_rcnn_fpn", "fast_rcnn_fpn", "rpn_fpn", "mask_rcnn_fpn_mlp"]
+)
+def test_of_other_detectors_the_trunk_alone_is_compared(model, compose_describe) -> None:
+    [trunk] = compare_with_published(compose_describe(f"model={model}"))
     assert "trunk" in trunk.what
+    assert trunk.ours == trunk.published
 
 
 def test_a_narrower_model_differs_from_the_published_one(compose_describe) -> None:
