@@ -29,7 +29,11 @@ from detector.engine.checkpoint import (
     save_checkpoint,
 )
 from detector.engine.inference import evaluate_model, given_proposals
-from detector.engine.initial_weights import check_initial_weights
+from detector.engine.initial_weights import (
+    check_initial_weights,
+    freeze_parts,
+    load_initial_parts,
+)
 from detector.engine.loss_window import LossWindow
 from detector.engine.metric_log import MetricLog
 from detector.engine.optimizer import (
@@ -41,7 +45,7 @@ from detector.engine.pictures import Comparisons
 from detector.engine.plan import is_due, plan_training
 from detector.engine.progress import duration, open_display
 from detector.engine.randomness import seed_everything
-from detector.engine.run_directory import choose_run_directory, resume_command
+from detector.engine.run_directory import RunDirectory, choose_run_directory, resume_command
 from detector.engine.signals import StopRequest
 from detector.engine.stopwatch import Stopwatch
 from detector.engine.weight_average import WeightAverage
@@ -49,11 +53,12 @@ from detector.evaluation.table import evaluation_table
 from detector.predictor import Detector
 
 
-def train(cfg: DictConfig) -> dict[str, Any]:
+def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
     """Trains, evaluates and writes a run directory.
 
     Args:
         cfg: composed from ``configs/train.yaml``, which explains every key.
+        whole: of the training in stages that this is one of, which goes on if this is stopped.
 
     Returns:
         The final metrics, as written to ``metrics.json``.
@@ -63,13 +68,18 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         NonFiniteLoss: training diverged; the last good checkpoint is kept.
         SystemExit: with 130 or 143 after Ctrl-C or SIGTERM, when everything is saved.
     """
+    if "stages" in cfg.training:
+        from detector.engine.alternating import train_alternating  # it trains each of its stages
+
+        return train_alternating(cfg)
+
     # Where to write, and what to begin or go on from. Looked at first: it fails fast.
     run, resume_from = choose_run_directory(cfg.run_dir, cfg.resume, cfg.name)
     former = load_checkpoint(resume_from) if resume_from else None
     if former:
         check_resumable(resume_from, former)
         check_newest(resume_from, former, run.last)
-    weight_warnings = check_initial_weights(cfg.model)
+    weight_warnings = check_initial_weights(cfg.model, {} if former else cfg.init, cfg.frozen)
     runtime = assembly.build(cfg.runtime)
     runtime.apply()
 
@@ -87,6 +97,9 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     seed_everything(cfg.seed)
     model = runtime.place(assembly.build(cfg.model))
     model.train()
+    if not former:
+        load_initial_parts(model, cfg.init)
+    freeze_parts(model, cfg.frozen)
     assembly.check_masks(model, train_set)
     assembly.check_proposals(model, train_set, val_set)
     pin_memory = runtime.torch_device.type == "cuda"
@@ -290,7 +303,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             save()
             display.print(
                 f"stopped by {stop.signal.name}; saved step {step} to {run.last}. Go on with\n"
-                f"    {resume_command(run)}"
+                f"    {resume_command(whole or run)}"
             )
             raise SystemExit(stop.exit_code)
         display.print(
