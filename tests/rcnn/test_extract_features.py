@@ -379,6 +379,25 @@ def test_what_a_user_can_get_wrong_is_explained(user, make_batch, boxes, labels,
         user.extract_features(small_picture(make_batch), boxes, labels)
 
 
+def test_in_half_precision_features_are_half_and_predictions_whole(make_model, make_batch):
+    model = make_model()
+    image = small_picture(make_batch)
+    exact, half = (
+        Detector(
+            model, ["a", "b", "c"], [1, 2, 3], runtime=Runtime("cpu", precision)
+        ).extract_features(image, BOXES * 0.6, [0, 1, 2])
+        for precision in ("float32", "bf16")
+    )
+    for name in ("levels", "box_features", "box_vectors", "mask_features"):
+        for value in (getattr(half, name)[0], getattr(half, name)[-1]):
+            assert value.dtype == torch.bfloat16, name
+    for name in ("boxes", "scale", "scores", "mask_logits"):
+        assert getattr(half, name).dtype == torch.float32, name
+    # 8 bits of mantissa through some thirty layers.
+    torch.testing.assert_close(half.scores, exact.scores, atol=0.05, rtol=0)
+    assert (half.scores - exact.scores).abs().max() > 0
+
+
 def test_as_many_boxes_as_images(user, make_batch):
     with pytest.raises(ValueError, match="2 images, boxes for 1"):
         user.extract_features([small_picture(make_batch)] * 2, [BOXES])
