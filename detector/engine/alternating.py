@@ -29,6 +29,7 @@ from detector.engine import assembly
 from detector.engine.atomic_file import write_json
 from detector.engine.checkpoint import checkpoint_config, load_checkpoint
 from detector.engine.evaluate import evaluate
+from detector.engine.parts import build_without_memory
 from detector.engine.progress import open_console
 from detector.engine.propose import propose
 from detector.engine.run_directory import RunDirectory, choose_run_directory, resume_command
@@ -91,6 +92,8 @@ def train_alternating(cfg: DictConfig) -> dict[str, Any]:
     if run.metrics.is_file():
         console.print(f"{run.path} has finished; see {run.last} and {run.metrics}", soft_wrap=True)
         return json.loads(run.metrics.read_text())
+    # Parts that do not fit would else be found by a later stage, hours from now.
+    build_without_memory(cfg, num_classes=2)
     console.print(f"4 stages; after a stop go on with\n    {resume_command(run)}", soft_wrap=True)
 
     for stage in STAGES:

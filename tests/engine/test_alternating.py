@@ -281,6 +281,7 @@ def test_equality_is_of_bits(tmp_path: Path) -> None:
         (["+training.stages.rpn.seed=1"], "stages may differ in"),
         (["+training.stages.rpn.model.backbone.norm=gn"], "set it for all stages"),
         (["+training.stages.rpn.model.box_branch.box_weight=2"], "this one's own are rpn"),
+        (["model.box_branch.pooler.strides=[8,16]"], "box_branch"),  # found before stage 1
     ],
 )
 def test_impossible_settings_are_refused(overrides, message, compose, tmp_path) -> None:
