@@ -39,3 +39,30 @@ def test_the_1x_recipes_are_the_published_ones(name: str, compose_tool) -> None:
     assert rates == pytest.approx([2e-5, 0.02, 0.002, 0.0002])
     assert (cfg.optimizer.momentum, cfg.optimizer.weight_decay) == (0.9, 1e-4)
     assert cfg.model.backbone.freeze_at == 2 and cfg.model.backbone.norm == "frozen_bn"
+
+
+@pytest.mark.parametrize(
+    ("name", "proposals"),
+    [
+        ("faster_rcnn_r50_fpn_1x", (2000, 1000, 1000, 1000)),
+        ("mask_rcnn_r50_dc5_1x", (12000, 2000, 6000, 1000)),
+        ("cascade_mask_rcnn_r50_fpn_1x", (2000, 2000, 1000, 1000)),
+        ("rpn_r50_fpn_1x", (2000, 1000, 1000, 2000)),
+        ("rpn_r50_c4_1x", (12000, 2000, 12000, 2000)),
+    ],
+)
+def test_numbers_of_proposals_are_those_of_the_published_recipes(
+    name: str, proposals: tuple[int, ...], compose_tool
+) -> None:
+    """Detectron2's RPN.{PRE,POST}_NMS_TOPK_{TRAIN,TEST}, what its file of the recipe says or the
+    defaults behind it."""
+    rpn = compose_tool("train", f"experiment={name}").model.rpn
+    layers = (rpn.train_proposals, rpn.test_proposals)
+    assert proposals == tuple(n for x in layers for n in (x.pre_nms_top_n, x.post_nms_top_n))
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn_r50_c4_1x", "mask_rcnn_r50_dc5_3x"])
+def test_on_one_level_rois_are_sampled_as_in_the_published_recipes(name: str, compose_tool) -> None:
+    """Detectron2's POOLER_SAMPLING_RATIO 0 of ROIAlignV2: a large RoI has many cells in a bin."""
+    op = compose_tool("train", f"experiment={name}").roi_op
+    assert (op.sampling_ratio, op.aligned, op.mode) == (0, True, "avg")
