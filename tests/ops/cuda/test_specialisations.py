@@ -1,14 +1,11 @@
 """Specialisations compile for every kind of card and keep their data in registers.
 
 ``pytest -rP tests/ops/cuda/test_specialisations.py`` shows the table of registers, as does
-``python tools/benchmark.py what=kernels``. Between the oldest, the newest and the one tuned for
-most, only one kernel of each file is compiled unless ``DETECTOR_ALL_ARCHITECTURES=1``: registers
-hardly differ there, and all of them take minutes.
+``python tools/benchmark.py what=kernels``.
 """
 
 from __future__ import annotations
 
-import os
 import re
 
 import pytest
@@ -25,7 +22,6 @@ from detector.benchmark.kernels import (
 from detector.ops.cuda import runtime
 from detector.ops.cuda.runtime import Kernel, KernelsUnavailable
 
-THOROUGH = ("sm_75", "sm_90", "sm_120")
 KERNEL = Kernel.of("two.cu", "second")
 # ptxas -v of a file with two kernels, of which the second spills.
 REPORT = """
@@ -71,17 +67,9 @@ def test_all_kernels_of_a_file_are_reported():
     )
 
 
-def to_compile(architecture: str) -> list[Kernel]:
-    """All, or of a card between two others one kernel of each source."""
-    kernels = specialisations()
-    if architecture in THOROUGH or os.environ.get("DETECTOR_ALL_ARCHITECTURES") == "1":
-        return kernels
-    return list({kernel.source: kernel for kernel in kernels}.values())
-
-
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_specialisations_compile_without_spills(architecture):
-    found = measure_resources(to_compile(architecture), [architecture])
+    found = measure_resources(specialisations(), [architecture])
     console = Console(width=160)
     console.print(resources_table(found))
     slow = [one for one in found if one.spilled_bytes or one.stack_bytes]
