@@ -66,3 +66,16 @@ def test_on_one_level_rois_are_sampled_as_in_the_published_recipes(name: str, co
     """Detectron2's POOLER_SAMPLING_RATIO 0 of ROIAlignV2: a large RoI has many cells in a bin."""
     op = compose_tool("train", f"experiment={name}").roi_op
     assert (op.sampling_ratio, op.aligned, op.mode) == (0, True, "avg")
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if "voc07" in name])
+def test_voc_recipes_descend_as_in_the_papers(name: str, compose_tool) -> None:
+    """Fast R-CNN, section 2.3: rate 1 for weights and 2 for biases of 0.001 in all, momentum 0.9,
+    decay 0.0005 on weights and biases."""
+    model = torch.nn.Linear(2, 1)
+    optimizer = instantiate(compose_tool("train", f"experiment={name}").optimizer)(model)
+    weights, biases = optimizer.param_groups
+    assert weights["params"] == [model.weight] and biases["params"] == [model.bias]
+    assert (weights["lr"], biases["lr"]) == (0.001, 0.002)
+    for group in (weights, biases):
+        assert (group["momentum"], group["weight_decay"]) == (0.9, 0.0005)
