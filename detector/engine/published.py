@@ -94,6 +94,8 @@ def _kind(model: DictConfig) -> tuple[str, str] | None:
 
 def _compare_trunk(cfg: DictConfig) -> list[Comparison]:
     """ResNets with their last stage, wherever it is, and VGG16 with its hidden layers."""
+    if not cfg.model.backbone._target_.startswith("detector."):  # a trunk of the user's own
+        return []
     target = cfg.model.backbone._target_.rpartition(".")[2]
     model = build_without_memory(cfg, num_classes=1)
     parts = [model.backbone.trunk]

@@ -189,3 +189,25 @@ def test_the_command_line_knows_the_tool(monkeypatch, capsys, tmp_path: Path) ->
     monkeypatch.chdir(tmp_path)
     cli.main()
     assert "shapes: ProposalNetwork\n" in capsys.readouterr().out
+
+
+class OwnBackbone(nn.Module):
+    """A backbone of one's own, which has none of ours inside."""
+
+    strides = (16,)
+
+    def __init__(self, out_channels: int) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+        self.conv = nn.Conv2d(3, out_channels, 16, stride=16)
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return [self.conv(images)]
+
+
+def test_a_backbone_of_ones_own_is_compared_with_nothing(compose_describe) -> None:
+    cfg = compose_describe("model=rpn_c4", "backbone=resnet50_c4", "height=64", "width=64")
+    cfg.model.backbone = {"_target_": f"{__name__}.OwnBackbone", "out_channels": 8}
+    report = describe(cfg)
+    assert report["published"] == []
+    assert report["parts"][1]["trainable"] == 8 * (3 * 16 * 16 + 1)
