@@ -39,7 +39,7 @@ def extract_features(
     if not hasattr(model, "extract_features"):
         raise ValueError(
             f"{type(model).__name__} has no second stage, which features of boxes come from; load "
-            "a Fast, Faster or Mask R-CNN"
+            "a Faster or Mask R-CNN"
         )
     was_training = model.training
     model.eval()
