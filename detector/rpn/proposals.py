@@ -20,7 +20,10 @@ class ProposalLayer(nn.Module):
         pre_nms_top_n: boxes of each level and image that enter NMS.
         post_nms_top_n: P, boxes of each image that leave.
         nms_threshold: IoU above which the lower-scored box goes.
-        min_size: boxes narrower or lower than this, in pixels, are dropped.
+        min_size: boxes not wider and higher than this, in pixels, are dropped.
+
+    Raises:
+        ValueError: a number is out of its range.
     """
 
     def __init__(
@@ -31,6 +34,13 @@ class ProposalLayer(nn.Module):
         min_size: float = 0.0,
     ) -> None:
         super().__init__()
+        for key, count in (("pre_nms_top_n", pre_nms_top_n), ("post_nms_top_n", post_nms_top_n)):
+            if count < 1:
+                raise ValueError(f"rpn proposals: {key}={count} must be at least 1")
+        if not 0 <= nms_threshold <= 1:
+            raise ValueError(
+                f"rpn proposals: nms_threshold={nms_threshold} must lie in 0..1; 1 keeps every box"
+            )
         self.pre_nms_top_n = pre_nms_top_n
         self.post_nms_top_n = post_nms_top_n
         self.nms_threshold = nms_threshold

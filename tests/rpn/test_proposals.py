@@ -116,3 +116,12 @@ def test_no_gradient_flows():
     proposals = ProposalLayer()(anchors, logits, deltas, SIZES)
     assert not proposals.boxes.requires_grad
     assert not proposals.scores.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("pre_nms_top_n", 0), ("post_nms_top_n", -5), ("nms_threshold", 70), ("nms_threshold", -0.1)],
+)
+def test_impossible_numbers_are_refused(key, value):
+    with pytest.raises(ValueError, match=f"{key}={value} must"):
+        ProposalLayer(**{key: value})
