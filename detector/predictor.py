@@ -39,7 +39,8 @@ class Detector:
     """A model with everything it takes to use it on images.
 
     Args:
-        model: a :class:`detector.rcnn.FasterRCNN` or :class:`detector.rcnn.MaskRCNN`.
+        model: of :mod:`detector.rcnn`. A Fast R-CNN, which is given its proposals, can extract
+            features alone.
         class_names: K names.
         category_ids: K ids of the dataset it was trained on, for COCO results.
         transforms: albumentations transforms that bring an image to the network's input size.
