@@ -17,8 +17,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from detector.evaluation.collector import DetectionCollector
 from detector.evaluation.ground_truth import as_coco, load_ground_truth, quiet
-from detector.results import to_results
 from detector.structures import Batch, Detections
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Evaluation:
     notes: list[str] = field(default_factory=list)
 
 
-class CocoEvaluator:
+class CocoEvaluator(DetectionCollector):
     """Collects detections batch by batch and compares them with the dataset's own JSON.
 
     Each batch is turned at once into boxes and run-length encodings in the pixels of the image
@@ -75,42 +75,19 @@ class CocoEvaluator:
             )
         if not iou_types or not set(iou_types) <= set(IOU_TYPES):
             raise ValueError(f"iou_types must be among {IOU_TYPES}, got {tuple(iou_types)}")
-        self._index = index
+        super().__init__(index)
         self._max_detections = limits
         self._iou_types = [kind for kind in IOU_TYPES if kind in iou_types]
         self._notes: list[str] = []
         self._ground_truth: COCO | None = None
         if not index.has_masks:
             self._leave_out_masks(f"{index.source_file} has boxes without segmentation")
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget the detections; the ground truth, once read, stays."""
-        self._results: dict[int, list[dict[str, Any]]] = {}
 
     def update(self, batch: Batch, detections: Detections) -> None:
         """Take in the detections of a batch; an image that was seen before is passed over."""
         if detections.masks is None:
             self._leave_out_masks("the model finds boxes only")
-        found = to_results(
-            detections,
-            batch.image_sizes,
-            batch.original_sizes,
-            self._index.category_names,
-            category_ids=self._index.category_ids,
-            image_ids=batch.image_ids,
-        )
-        new = [result for result in found if result.image_id not in self._results]
-        self.merge({result.image_id: result.to_coco() for result in new})
-
-    def state(self) -> dict[int, list[dict[str, Any]]]:
-        """The results so far by image id: plain values that can be sent to another process."""
-        return self._results
-
-    def merge(self, state: dict[int, list[dict[str, Any]]]) -> None:
-        """Take in the state of another evaluator; images that both saw count once."""
-        for image_id, records in state.items():
-            self._results.setdefault(image_id, records)
+        super().update(batch, detections)
 
     def summarize(self) -> Evaluation:
         """The twelve numbers of each kind and the AP of each class.
@@ -118,14 +95,7 @@ class CocoEvaluator:
         Raises:
             ValueError: when images of the dataset were not seen, naming them.
         """
-        image_ids = np.asarray(self._index.image_ids).tolist()
-        missing = [image_id for image_id in image_ids if image_id not in self._results]
-        if missing:
-            raise ValueError(
-                f"{len(missing)} of {len(image_ids)} images of {self._index.source_file} were not"
-                f" evaluated, the first of them {missing[:5]}: pass every image to update()"
-            )
-        results = [record for image_id in image_ids for record in self._results[image_id]]
+        results = [record for records in self._records_by_image() for record in records]
         metrics: dict[str, dict[str, Any]] = {}
         names = self._index.category_names
         per_class: dict[str, dict[str, float]] = {name: {} for name in names}

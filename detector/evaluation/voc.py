@@ -9,23 +9,19 @@ whatever their number; precision is read at 11 recalls (2007) or at every one (s
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from detector.data.rings import ranges
 from detector.evaluation.coco import UNDEFINED, Evaluation
-from detector.results import to_results
+from detector.evaluation.collector import DetectionCollector
 from detector.structures import Batch, Detections
-
-if TYPE_CHECKING:
-    from detector.data.index import AnnotationIndex
 
 IOU_THRESHOLDS = np.arange(50, 100, 5) / 100
 NUMBERS = ("AP50", "AP50_11point", "AP75", "AP")
 
 
-class VOCEvaluator:
+class VOCEvaluator(DetectionCollector):
     """Collects detections batch by batch and compares their boxes with the annotation index.
 
     Its methods are those of :class:`detector.evaluation.coco.CocoEvaluator`. The metrics are
@@ -38,34 +34,9 @@ class VOCEvaluator:
         index: the dataset; every image of it has to be seen before :meth:`summarize`.
     """
 
-    def __init__(self, index: AnnotationIndex) -> None:
-        self._index = index
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget the detections."""
-        self._results: dict[int, list[dict[str, Any]]] = {}
-
     def update(self, batch: Batch, detections: Detections) -> None:
-        """Take in the detections of a batch; an image that was seen before is passed over."""
-        found = to_results(
-            dataclasses.replace(detections, masks=None),
-            batch.image_sizes,
-            batch.original_sizes,
-            self._index.category_names,
-            category_ids=self._index.category_ids,
-            image_ids=batch.image_ids,
-        )
-        self.merge({result.image_id: result.to_coco() for result in found})
-
-    def state(self) -> dict[int, list[dict[str, Any]]]:
-        """The results so far by image id: plain values that can be sent to another process."""
-        return self._results
-
-    def merge(self, state: dict[int, list[dict[str, Any]]]) -> None:
-        """Take in the state of another evaluator; images that both saw count once."""
-        for image_id, records in state.items():
-            self._results.setdefault(image_id, records)
+        """Take in the boxes of a batch; an image that was seen before is passed over."""
+        super().update(batch, dataclasses.replace(detections, masks=None))
 
     def summarize(self) -> Evaluation:
         """The numbers over all classes and of each; the results tell the image files too.
@@ -74,14 +45,7 @@ class VOCEvaluator:
             ValueError: when images of the dataset were not seen, naming them.
         """
         index = self._index
-        image_ids = np.asarray(index.image_ids).tolist()
-        missing = [image_id for image_id in image_ids if image_id not in self._results]
-        if missing:
-            raise ValueError(
-                f"{len(missing)} of {len(image_ids)} images of {index.source_file} were not"
-                f" evaluated, the first of them {missing[:5]}: pass every image to update()"
-            )
-        per_image = [self._results[image_id] for image_id in image_ids]
+        per_image = self._records_by_image()
         results = [
             {**record, "file_name": index.file_name(i)}
             for i, records in enumerate(per_image)
