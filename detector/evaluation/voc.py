@@ -9,6 +9,7 @@ whatever their number; precision is read at 11 recalls (2007) or at every one (s
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from detector.data.rings import ranges
 from detector.evaluation.coco import UNDEFINED, Evaluation
 from detector.evaluation.collector import DetectionCollector
 from detector.structures import Batch, Detections
+
+if TYPE_CHECKING:
+    from detector.data.index import AnnotationIndex
 
 IOU_THRESHOLDS = np.arange(50, 100, 5) / 100
 NUMBERS = ("AP50", "AP50_11point", "AP75", "AP")
@@ -34,8 +38,14 @@ class VOCEvaluator(DetectionCollector):
         index: the dataset; every image of it has to be seen before :meth:`summarize`.
     """
 
+    def __init__(self, index: AnnotationIndex) -> None:
+        super().__init__(index)
+        self._notes: list[str] = []
+
     def update(self, batch: Batch, detections: Detections) -> None:
         """Take in the boxes of a batch; an image that was seen before is passed over."""
+        if detections.masks is not None:
+            self._notes = ["Masks are not evaluated: VOC's numbers here are those of boxes."]
         super().update(batch, dataclasses.replace(detections, masks=None))
 
     def summarize(self) -> Evaluation:
@@ -74,7 +84,7 @@ class VOCEvaluator(DetectionCollector):
             total = _numbers(area[defined].mean(0), eleven_point[defined].mean(0))
         else:
             total = dict.fromkeys(NUMBERS, UNDEFINED)
-        return Evaluation({"voc": total, "per_class": per_class}, results)
+        return Evaluation({"voc": total, "per_class": per_class}, results, list(self._notes))
 
 
 def average_precision(

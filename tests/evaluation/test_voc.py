@@ -345,16 +345,19 @@ def test_evaluators_of_parts_are_merged(index):
     update(parts[0], index, 0, [([10, 5, 30, 25], 0, 0.9)])
     update(parts[1], index, 1, [([0, 0, 40, 40], 1, 0.7)])
     parts[0].merge(parts[1].state())
-    assert parts[0].summarize().metrics["voc"]["AP50"] == 1
+    whole = parts[0].summarize()
+    assert whole.metrics["voc"]["AP50"] == 1
+    assert whole.notes == []
 
 
-def test_masks_make_no_difference(index):
+def test_masks_make_no_difference_which_is_said(index):
     evaluator = VOCEvaluator(index)
     update(evaluator, index, 0, [([10, 5, 30, 25], 0, 0.9)], masks=torch.ones(1, 2, 28, 28))
     update(evaluator, index, 1, [([0, 0, 40, 40], 1, 0.7)])
     found = evaluator.summarize()
     assert found.metrics["voc"]["AP50"] == 1
     assert all("segmentation" not in record for record in found.results)
+    assert "Masks are not evaluated" in rendered(found)
 
 
 def rendered(evaluation) -> str:
