@@ -54,8 +54,8 @@ def multiscale_roi_align(
 ) -> Tensor:
     """Average RoIAlign (Mask R-CNN, section 3) from the level that FPN's rule gives each box.
 
-    On a GPU one launch for all levels. Boxes get no gradient; a box that is not finite gives
-    zeros.
+    On a GPU one launch pools all levels, after a small one that places the samples. Boxes get no
+    gradient; a box that is not finite gives zeros.
 
     Args:
         features: L maps ``(B, C, H_l, W_l)`` of one dtype, finest first; on a GPU at most 6.

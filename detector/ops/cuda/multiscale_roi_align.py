@@ -1,4 +1,4 @@
-"""RoIAlign of all levels of a pyramid in one launch."""
+"""RoIAlign of all levels of a pyramid: one launch places the samples, one pools them."""
 
 from __future__ import annotations
 
