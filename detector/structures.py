@@ -74,12 +74,16 @@ class Targets(TensorStruct):
         labels: ``(B, G)`` int64 in ``0..K-1``.
         valid: ``(B, G)`` bool.
         polygons: the masks, or ``None`` where the dataset has boxes only.
+        keypoints: ``(B, G, J, 3)`` float32 ``(x, y, visibility)``, or ``None``. Visibility is 0 for
+            not labelled (x = y = 0), 1 for labelled but hidden, 2 for visible; empty gt slots are
+            zeros.
     """
 
     boxes: Tensor
     labels: Tensor
     valid: Tensor
     polygons: Polygons | None = None
+    keypoints: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,7 @@ class Detections(TensorStruct):
         labels: ``(B, D)`` int64 in ``0..K-1``.
         valid: ``(B, D)`` bool.
         masks: ``(B, D, M, M)`` float32 probabilities inside each box, or ``None``.
+        keypoints: ``(B, D, J, 3)`` float32 ``(x, y, score)`` in network-input pixels, or ``None``.
     """
 
     boxes: Tensor
@@ -156,3 +161,4 @@ class Detections(TensorStruct):
     labels: Tensor
     valid: Tensor
     masks: Tensor | None = None
+    keypoints: Tensor | None = None
