@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detector.backbones.normalization import conv_norm
 from detector.ops.box_losses import ONES, BoxLoss
 from detector.ops.boxes import gather_boxes
 from detector.ops.slots import put_slots, slots_to_compute, take_slots
@@ -41,6 +43,67 @@ class TwoFCHead(nn.Module):
     def forward(self, pooled: Tensor) -> Tensor:
         """``(N, C, S, S)``, or what a pyramid gives, ``(N, C * bins)``, to ``(N, width)``."""
         return F.relu(self.fc2(F.relu(self.fc1(pooled.flatten(1)))))
+
+
+class ConvFCHead(nn.Module):
+    """3x3 convolutions, then fully connected layers: 4conv1fc of "Group Normalization" (table 7).
+
+    Batch norms (``bn``, ``sync_bn``) see all RoIs that are computed, on a GPU empty slots too, so
+    that they need images of as many proposals as ``roi_sampler.num_samples``; ``gn`` does not care.
+
+    Args:
+        in_channels: C of the features.
+        pooled_size: side of the pooled square.
+        num_convs: convolutions.
+        conv_width: their channels.
+        num_fcs: fully connected layers, at least 1.
+        width: outputs of each of them.
+        norm: normalisation of the convolutions, see
+            :func:`detector.backbones.normalization.norm_layer`.
+
+    Raises:
+        ValueError: no layers, or an unknown norm.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 256,
+        pooled_size: int = 7,
+        num_convs: int = 4,
+        conv_width: int = 256,
+        num_fcs: int = 1,
+        width: int = 1024,
+        norm: str = "none",
+    ) -> None:
+        super().__init__()
+        if num_convs < 1 or num_fcs < 1:
+            raise ValueError(
+                f"box_branch.head: num_convs={num_convs} and num_fcs={num_fcs} must be at least 1; "
+                "without convolutions it is a detector.roi_heads.box.TwoFCHead"
+            )
+        if not isinstance(pooled_size, int):
+            raise ValueError(
+                f"box_branch.head.pooled_size={list(pooled_size)}: convolutions need a square, "
+                "which spatial_pyramid does not give; choose another roi_op"
+            )
+        self.num_bins = pooled_size**2
+        widths = [in_channels] + [conv_width] * num_convs
+        self.convs = nn.Sequential(
+            *(conv_norm(a, b, 3, norm, activation=True) for a, b in itertools.pairwise(widths))
+        )
+        widths = [conv_width * self.num_bins] + [width] * num_fcs
+        self.fcs = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
+        self.out_channels = width
+        for layer in self.fcs:
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """``(N, C, S, S)`` to ``(N, width)``."""
+        x = self.convs(pooled).flatten(1)
+        for layer in self.fcs:
+            x = F.relu(layer(x))
+        return x
 
 
 class BoxPredictor(nn.Module):
