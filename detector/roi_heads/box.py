@@ -119,6 +119,8 @@ class BoxPredictor(nn.Module):
         super().__init__()
         self.in_channels = in_channels
         self.num_box_classes = 1 if class_agnostic else num_classes
+        # Of each layer whose rows belong to classes, how many a class has; background comes last.
+        self.class_rows = {"scores": 1} if class_agnostic else {"scores": 1, "deltas": 4}
         self.scores = nn.Linear(in_channels, num_classes + 1)
         self.deltas = nn.Linear(in_channels, 4 * self.num_box_classes)
         nn.init.normal_(self.scores.weight, std=0.01)

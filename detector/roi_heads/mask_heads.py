@@ -69,6 +69,8 @@ class FCNMaskHead(nn.Module):
         )
         self.deconv = nn.ConvTranspose2d(width if num_convs else in_channels, width, 2, stride=2)
         self.logits = nn.Conv2d(width, num_logits(masks, num_classes), 1)
+        # Of each layer whose rows belong to classes, how many a class has; background comes last.
+        self.class_rows = {} if masks == "class_agnostic" else {"logits": 1}
         nn.init.kaiming_normal_(self.deconv.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(self.deconv.bias)
         nn.init.normal_(self.logits.weight, std=0.001)
@@ -110,6 +112,8 @@ class MLPMaskHead(nn.Module):
         self.fc1 = nn.Linear(in_channels * self.num_bins, width)
         self.fc2 = nn.Linear(width, width)
         self.logits = nn.Linear(width, num_logits(masks, num_classes) * mask_size**2)
+        # As in FCNMaskHead; a row is a pixel of a mask.
+        self.class_rows = {} if masks == "class_agnostic" else {"logits": mask_size**2}
         for layer in (self.fc1, self.fc2):
             nn.init.kaiming_uniform_(layer.weight, a=1)
             nn.init.zeros_(layer.bias)
