@@ -1,9 +1,10 @@
-"""Reads COCO instance annotations into the annotation index, and checks them on the way."""
+"""Reads COCO annotations, instances or keypoints, into the annotation index, and checks them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from detector.data.problems import OnError
 from detector.data.reading import cached_index, check_index
 
 # Part of the cache's key: raise it whenever reading the same file gives another index.
-_READER_VERSION = 2
+_READER_VERSION = 3
 
 
 def read_coco(
@@ -21,8 +22,9 @@ def read_coco(
     images: Path | str,
     on_error: OnError = "raise",
     check_files: bool = True,
+    keypoint_flip: Sequence[Sequence[str]] | None = None,
 ) -> AnnotationIndex:
-    """Reads a COCO ``instances`` file and checks every record and every image file.
+    """Reads a COCO ``instances`` or ``person_keypoints`` file, checks its records and image files.
 
     The result is cached by the file's content: a second call maps arrays and parses nothing.
 
@@ -32,6 +34,8 @@ def read_coco(
         on_error: ``"raise"`` refuses damaged records, all in one message; ``"skip"`` leaves them
             out, names them once in the log and keeps them in ``index.skipped``.
         check_files: whether to look at the image files too.
+        keypoint_flip: pairs of names of keypoints that change places in a mirror; by default
+            ``left_*`` and ``right_*``.
 
     Returns:
         The index. Categories may have any ids; labels are their ranks.
@@ -50,12 +54,14 @@ def read_coco(
             f"{images}: no such image folder; check data.root and the images path"
         )
     with open(annotations, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256")
+    if keypoint_flip is not None:
+        digest.update(json.dumps(keypoint_flip, default=list).encode())
     index = cached_index(
-        f"coco-v{_READER_VERSION}-{digest[:32]}",
+        f"coco-v{_READER_VERSION}-{digest.hexdigest()[:32]}",
         annotations,
         images,
-        lambda: parse_dataset(_parse_json(annotations), annotations, images),
+        lambda: parse_dataset(_parse_json(annotations), annotations, images, keypoint_flip),
     )
     return check_index(index, on_error, check_files)
 

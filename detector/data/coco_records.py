@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from detector.data.coco_keypoints import REMEDY as FIX_KEYPOINTS
+from detector.data.coco_keypoints import KeypointColumns, read_keypoint_names
 from detector.data.coco_masks import REMEDY as FIX_MASK
 from detector.data.coco_masks import MaskColumns
 from detector.data.index import AnnotationIndex
@@ -42,10 +45,21 @@ class _Annotations:
     crowd: list[bool] = field(default_factory=list)
     boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
     masks: MaskColumns = field(default_factory=MaskColumns)
+    keypoints: KeypointColumns = field(default_factory=KeypointColumns)
 
 
-def parse_dataset(data: Any, source_file: Path, image_root: Path) -> AnnotationIndex:
+def parse_dataset(
+    data: Any,
+    source_file: Path,
+    image_root: Path,
+    keypoint_flip: Sequence[Sequence[str]] | None = None,
+) -> AnnotationIndex:
     """Checks and flattens a parsed COCO file. Damaged records end in ``index.skipped``.
+
+    Args:
+        data: the parsed JSON.
+        source_file, image_root: of the index.
+        keypoint_flip: see :func:`detector.data.coco.read_coco`.
 
     Raises:
         ValueError: the file as a whole cannot be used: it is not COCO, lists no image or no
@@ -61,13 +75,15 @@ def parse_dataset(data: Any, source_file: Path, image_root: Path) -> AnnotationI
         if not data[key]:
             raise ValueError(f'{source_file}: empty dataset, "{key}" is an empty list; fill it')
     category_ids, category_names = _read_categories(data["categories"], source_file)
+    described, having = read_keypoint_names(data["categories"], source_file, keypoint_flip)
     problems: list[Problem] = []
     images = _read_images(data["images"], problems)
     labels = {category: label for label, category in enumerate(category_ids)}
-    annotations = _read_annotations(data["annotations"], images, labels, problems)
-    rings, bad_rows = _read_masks(annotations, images, problems)
+    annotations = _Annotations(keypoints=KeypointColumns(described, having))
+    _read_annotations(data["annotations"], images, labels, annotations, problems)
+    rings, keypoints, bad_rows = _read_geometry(annotations, images, problems)
     return _assemble(
-        images, annotations, rings, bad_rows, problems,
+        images, annotations, rings, keypoints, bad_rows, problems,
         category_ids, category_names, source_file, image_root,
     )  # fmt: skip
 
@@ -141,9 +157,12 @@ def _read_image(record: Any, images: _Images) -> None:
 
 
 def _read_annotations(
-    records: list, images: _Images, labels: dict[int, int], problems: list[Problem]
-) -> _Annotations:
-    annotations = _Annotations()
+    records: list,
+    images: _Images,
+    labels: dict[int, int],
+    annotations: _Annotations,
+    problems: list[Problem],
+) -> None:
     seen: set[int] = set()
     for number, record in enumerate(records):
         try:
@@ -155,7 +174,6 @@ def _read_annotations(
             _read_annotation(record, images, labels, seen, annotations)
         except DamagedRecord as damage:
             problems.append(Problem("annotation", _name_annotation(record, number), *damage.args))
-    return annotations
 
 
 def _name_annotation(record: Any, number: int) -> str:
@@ -195,7 +213,9 @@ def _read_annotation(
     box = _read_box(record.get("bbox"), images.widths[position], images.heights[position])
     row = len(annotations.ids)
     size = (images.heights[position], images.widths[position])
-    annotations.masks.add(record.get("segmentation"), size, row)
+    keypoints = annotations.keypoints.parse(record)
+    annotations.masks.add(record.get("segmentation"), size, row)  # the last that may refuse it
+    annotations.keypoints.add(*keypoints)
     annotations.ids.append(identifier)
     annotations.images.append(position)
     annotations.labels.append(labels[category])
@@ -225,28 +245,31 @@ def _read_box(value: Any, width: int, height: int) -> tuple[float, float, float,
     return clipped
 
 
-def _read_masks(
+def _read_geometry(
     annotations: _Annotations, images: _Images, problems: list[Problem]
-) -> tuple[Rings, np.ndarray]:
-    """Rings of all annotations by row, and which rows are damaged, ``(rows,)`` bool."""
+) -> tuple[Rings, np.ndarray, np.ndarray]:
+    """Rings and keypoints of all annotations by row, and which rows are damaged, (rows,) bool."""
     positions = np.array(annotations.images, dtype=np.int64)
-    rings = annotations.masks.rings(
-        np.array(annotations.boxes, dtype=np.float64).reshape(-1, 4),
-        np.array(images.heights, dtype=np.int64)[positions],
-        np.array(images.widths, dtype=np.int64)[positions],
-    )
+    heights = np.array(images.heights, dtype=np.int64)[positions]
+    widths = np.array(images.widths, dtype=np.int64)[positions]
+    boxes = np.array(annotations.boxes, dtype=np.float64).reshape(-1, 4)
+    rings = annotations.masks.rings(boxes, heights, widths)
+    keypoints, keypoint_faults = annotations.keypoints.rows(heights, widths)
     bad_rows = np.zeros(len(positions), dtype=bool)
-    for row, what in annotations.masks.faults:
-        bad_rows[row] = True
-        record = f"image {images.ids[positions[row]]}, annotation {annotations.ids[row]}"
-        problems.append(Problem("annotation", record, what, FIX_MASK))
-    return rings, bad_rows
+    for faults, remedy in ((annotations.masks.faults, FIX_MASK), (keypoint_faults, FIX_KEYPOINTS)):
+        for row, what in faults:
+            if not bad_rows[row]:  # listed once
+                record = f"image {images.ids[positions[row]]}, annotation {annotations.ids[row]}"
+                problems.append(Problem("annotation", record, what, remedy))
+            bad_rows[row] = True
+    return rings, keypoints, bad_rows
 
 
 def _assemble(
     images: _Images,
     annotations: _Annotations,
     rings: Rings,
+    keypoints: np.ndarray,
     bad_rows: np.ndarray,
     problems: list[Problem],
     category_ids: list[int],
@@ -267,6 +290,7 @@ def _assemble(
     lengths = np.diff(rings.vertex_offsets)[ring_order]
     vertices = rings.vertices[ranges(rings.vertex_offsets[ring_order], lengths)]
     boxes = np.array(annotations.boxes, dtype=np.float32).reshape(-1, 4)
+    described = annotations.keypoints.described
     return AnnotationIndex(
         image_ids=np.array(images.ids, dtype=np.int64),
         widths=np.array(images.widths, dtype=np.int32),
@@ -287,5 +311,10 @@ def _assemble(
         category_names=category_names,
         source_file=source_file,
         image_root=image_root,
+        keypoints=keypoints[order],
+        keypoint_names=described.names,
+        keypoint_flip=described.flip,
+        skeleton=described.skeleton,
+        keypoint_sigmas=described.sigmas,
         skipped=problems,
     )  # fmt: skip

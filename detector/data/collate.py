@@ -30,6 +30,7 @@ class Collate:
             the batch are rounded up.
         size_divisor: what heights and widths are rounded up to: the largest stride of the model.
         with_masks: whether targets get polygons.
+        with_keypoints: whether targets get keypoints; every sample must have some then.
 
     Raises:
         ValueError: a bucket is no pair, or no multiple of ``size_divisor``.
@@ -40,6 +41,7 @@ class Collate:
         buckets: Sequence[Sequence[int]] | None = None,
         size_divisor: int = 32,
         with_masks: bool = True,
+        with_keypoints: bool = False,
     ):
         if not all(isinstance(bucket, Sequence) and len(bucket) == 2 for bucket in buckets or ()):
             raise ValueError(
@@ -57,6 +59,7 @@ class Collate:
         self.shapes = sorted(set(shapes), key=lambda shape: (shape[0] * shape[1], shape))
         self.size_divisor = size_divisor
         self.with_masks = with_masks
+        self.with_keypoints = with_keypoints
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """A batch of the samples, in their order."""
@@ -99,6 +102,7 @@ class Collate:
             labels=torch.from_numpy(labels),
             valid=torch.from_numpy(valid),
             polygons=_polygons(samples, num_slots) if self.with_masks else None,
+            keypoints=_keypoints(samples, num_slots) if self.with_keypoints else None,
         )
 
 
@@ -132,6 +136,14 @@ def _polygons(samples: Sequence[Sample], num_slots: int) -> Polygons:
     return Polygons(
         torch.from_numpy(edges), torch.from_numpy(offsets), _power_of_two(most, _MIN_MAX_EDGES)
     )
+
+
+def _keypoints(samples: Sequence[Sample], num_slots: int) -> torch.Tensor:
+    num_keypoints = samples[0].keypoints.shape[1]
+    keypoints = np.zeros((len(samples), num_slots, num_keypoints, 3), dtype=np.float32)
+    for b, sample in enumerate(samples):
+        keypoints[b, : len(sample)] = sample.keypoints
+    return torch.from_numpy(keypoints)
 
 
 def _power_of_two(count: int, least: int) -> int:

@@ -1,4 +1,4 @@
-"""A dataset of images with boxes, labels and masks, sample by sample."""
+"""A dataset of images with boxes, labels, masks and keypoints, sample by sample."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from detector.data.images import read_image
 from detector.data.index import AnnotationIndex
 from detector.data.problems import OnError
 from detector.data.proposals import ProposalFile
+from detector.data.rings import offsets_of
 from detector.data.sample import Sample, select_rings
 
 
@@ -36,6 +37,10 @@ class DetectionDataset(torch.utils.data.Dataset):
         proposals: file of proposals, see :mod:`detector.data.proposals`, relative to the working
             directory; for Fast R-CNN.
         max_proposals: of each image, the first this many of the file are used.
+        keypoint_flip: pairs of names of keypoints that change places in a mirror; by default
+            ``left_*`` and ``right_*``.
+        min_keypoints: images with fewer labelled keypoints in all are left out (the references
+            train on images with at least one).
 
     Attributes:
         index: the :class:`detector.data.index.AnnotationIndex`.
@@ -59,9 +64,13 @@ class DetectionDataset(torch.utils.data.Dataset):
         keep_empty: bool = True,
         proposals: Path | str | None = None,
         max_proposals: int = 2000,
+        keypoint_flip: Sequence[Sequence[str]] | None = None,
+        min_keypoints: int = 0,
     ):
         base = Path(root) if root is not None else Path()
-        index = read_coco(base / annotations, base / images, on_error)
+        index = read_coco(base / annotations, base / images, on_error, keypoint_flip=keypoint_flip)
+        if min_keypoints > 0:
+            index = _with_keypoints(index, min_keypoints)
         self._use(index, augment, seed, keep_empty, proposals, max_proposals)
 
     def _use(
@@ -75,7 +84,7 @@ class DetectionDataset(torch.utils.data.Dataset):
     ) -> None:
         """Takes what any reader made; the arguments are the constructor's."""
         self.index = index
-        self.augmentation = Augmentation(augment or ())
+        self.augmentation = Augmentation(augment or (), index.keypoint_flip)
         self.seed = seed
         if not keep_empty:
             self.index = self.index.keep_images(self._objects_per_image() > 0)
@@ -135,4 +144,21 @@ class DetectionDataset(torch.utils.data.Dataset):
             original_size=(height, width),
             proposals=proposals,
             proposal_scores=scores,
+            keypoints=annotations.keypoints[targets] if annotations.has_keypoints else None,
         )
+
+
+def _with_keypoints(index: AnnotationIndex, min_keypoints: int) -> AnnotationIndex:
+    """The images of an index with enough labelled keypoints.
+
+    Raises:
+        ValueError: no image has.
+    """
+    labelled = ((index.keypoints[..., 2] > 0) & ~index.crowd[:, None]).sum(axis=1)
+    keep = np.diff(offsets_of(labelled)[index.annotation_offsets]) >= min_keypoints
+    if not keep.any():
+        raise ValueError(
+            f"{index.source_file}: no image has min_keypoints={min_keypoints} labelled keypoints; "
+            "lower it, or take annotations with keypoints"
+        )
+    return index.keep_images(keep)

@@ -33,6 +33,7 @@ _ARRAYS = (
     "ring_offsets",
     "vertex_offsets",
     "vertices",
+    "keypoints",
     "category_ids",
 )
 
@@ -44,6 +45,8 @@ ONE_CATEGORY = (1, "object")
 @dataclass
 class AnnotationIndex:
     """All annotations of one dataset: N images, M annotations, R rings, V vertices, K categories.
+
+    J is the number of keypoints of an object, 0 in a dataset without them.
 
     Attributes:
         image_ids: ``(N,)`` int64, in the order of the source file.
@@ -65,6 +68,14 @@ class AnnotationIndex:
         category_names: K names, in the order of the labels.
         source_file: the annotation file; of several, their paths joined by " + ".
         image_root: the folder that file names are relative to.
+        keypoints: ``(M, J, 3)`` float32 ``(x, y, visibility)`` in continuous pixels; visibility is
+            COCO's: 0 not labelled (then x = y = 0), 1 labelled but hidden, 2 visible. Labelled
+            points may lie a little outside the image. ``None`` stands for J = 0.
+        keypoint_names: J names.
+        keypoint_flip: J indices: what each keypoint becomes in a mirror, the left eye the right.
+        skeleton: pairs of keypoints (from 0) that drawings connect.
+        keypoint_sigmas: J numbers, how exactly annotators agree on each keypoint, relative to the
+            object's size (COCO's OKS); ``None`` where the dataset does not say.
         skipped: the damaged records that are not in the index.
         directory: where the arrays are stored, or ``None`` if they are in memory only.
     """
@@ -86,8 +97,17 @@ class AnnotationIndex:
     category_names: list[str]
     source_file: Path
     image_root: Path
+    keypoints: np.ndarray | None = None
+    keypoint_names: list[str] = field(default_factory=list)
+    keypoint_flip: list[int] = field(default_factory=list)
+    skeleton: list[tuple[int, int]] = field(default_factory=list)
+    keypoint_sigmas: list[float] | None = None
     skipped: list[Problem] = field(default_factory=list)
     directory: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.keypoints is None:
+            self.keypoints = np.zeros((len(self.annotation_ids), 0, 3), dtype=np.float32)
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -106,6 +126,16 @@ class AnnotationIndex:
     def has_masks(self) -> bool:
         """Whether every annotation that can become a target has a mask."""
         return self.first_without_mask() is None
+
+    @property
+    def num_keypoints(self) -> int:
+        """J, the number of keypoints of an object."""
+        return self.keypoints.shape[1]
+
+    @property
+    def has_keypoints(self) -> bool:
+        """Whether objects have keypoints; of some of them, all may be unlabelled."""
+        return self.num_keypoints > 0
 
     def first_without_mask(self) -> int | None:
         """The id of the first non-crowd annotation without a segmentation."""
@@ -149,6 +179,7 @@ class AnnotationIndex:
             ring_offsets=offsets_of(rings_per_annotation),
             vertex_offsets=offsets_of(vertices_per_ring),
             vertices=self.vertices[ranges(self.vertex_offsets[rings], vertices_per_ring)],
+            keypoints=self.keypoints[annotations],
             directory=None,
         )
 
@@ -167,6 +198,10 @@ class AnnotationIndex:
         """Writes the arrays to ``directory``, whole or not at all, beside other processes."""
         meta = {
             "category_names": self.category_names,
+            "keypoint_names": self.keypoint_names,
+            "keypoint_flip": self.keypoint_flip,
+            "skeleton": self.skeleton,
+            "keypoint_sigmas": self.keypoint_sigmas,
             "skipped": [dataclasses.asdict(problem) for problem in self.skipped],
         }
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -194,6 +229,10 @@ class AnnotationIndex:
         return cls(
             **{name: _map_array(directory / f"{name}.npy") for name in _ARRAYS},
             category_names=meta["category_names"],
+            keypoint_names=meta["keypoint_names"],
+            keypoint_flip=meta["keypoint_flip"],
+            skeleton=[(first, second) for first, second in meta["skeleton"]],
+            keypoint_sigmas=meta["keypoint_sigmas"],
             skipped=[Problem(**problem) for problem in meta["skipped"]],
             source_file=source_file,
             image_root=image_root,

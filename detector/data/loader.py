@@ -114,6 +114,7 @@ def build_train_loader(
     size_divisor: int = 32,
     pin_memory: bool = False,
     prefetch_factor: int = 2,
+    with_keypoints: bool = False,
 ) -> TrainLoader:
     """A loader of shuffled, augmented batches of one size, without end.
 
@@ -129,14 +130,16 @@ def build_train_loader(
         size_divisor: see :class:`Collate`.
         pin_memory: whether batches lie in page-locked memory.
         prefetch_factor: batches that each worker prepares ahead.
+        with_keypoints: whether targets get keypoints.
 
     Raises:
-        ValueError: masks are asked of a dataset that lacks some.
+        ValueError: masks are asked of a dataset that lacks some, or keypoints of one without.
     """
     _require_masks(dataset, with_masks)
+    _require_keypoints(dataset, with_keypoints)
     landscape = _landscape(dataset) if aspect_ratio_grouping else None
     batches = TrainBatches(len(dataset), batch_size, seed, landscape)
-    collate = Collate(buckets, size_divisor, with_masks)
+    collate = Collate(buckets, size_divisor, with_masks, with_keypoints)
     return TrainLoader(dataset, batches, collate, num_workers, pin_memory, prefetch_factor)
 
 
@@ -149,6 +152,7 @@ def build_eval_loader(
     size_divisor: int = 32,
     pin_memory: bool = False,
     prefetch_factor: int = 2,
+    with_keypoints: bool | None = None,
 ) -> DataLoader:
     """A finite loader that gives every image once, landscape images first.
 
@@ -162,16 +166,20 @@ def build_eval_loader(
         size_divisor: likewise.
         pin_memory: likewise.
         prefetch_factor: likewise.
+        with_keypoints: whether targets get keypoints; by default, if the dataset has some.
 
     Returns:
         An iterable of :class:`detector.structures.Batch` whose ``len`` is the number of batches.
 
     Raises:
-        ValueError: masks are asked of a dataset that lacks some.
+        ValueError: masks are asked of a dataset that lacks some, or keypoints of one without.
     """
     if with_masks is None:
         with_masks = dataset.index.has_masks
+    if with_keypoints is None:
+        with_keypoints = dataset.index.has_keypoints
     _require_masks(dataset, with_masks)
+    _require_keypoints(dataset, with_keypoints)
     if batch_size < 1:
         raise ValueError(f"the batch size for evaluation is {batch_size}; it must be at least 1")
     landscape = _landscape(dataset)
@@ -183,7 +191,7 @@ def build_eval_loader(
     return DataLoader(
         dataset,
         batch_sampler=batches,
-        collate_fn=Collate(buckets, size_divisor, with_masks),
+        collate_fn=Collate(buckets, size_divisor, with_masks, with_keypoints),
         **_loader_options(num_workers, pin_memory, prefetch_factor),
     )
 
@@ -198,6 +206,14 @@ def _require_masks(dataset: DetectionDataset, with_masks: bool) -> None:
         raise ValueError(
             f"{dataset.index.source_file}: annotation {missing} has no segmentation, which mask "
             "training needs; add it, or train a model without masks"
+        )
+
+
+def _require_keypoints(dataset: DetectionDataset, with_keypoints: bool) -> None:
+    if with_keypoints and not dataset.index.has_keypoints:
+        raise ValueError(
+            f"{dataset.index.source_file}: its categories name no keypoints, which keypoint "
+            "training needs; add them, or train a model without keypoints"
         )
 
 

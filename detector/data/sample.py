@@ -27,6 +27,8 @@ class Sample:
         proposals: ``(p, 4)`` float32 boxes that may hold objects, best first, or ``None`` where the
             dataset has no file of them.
         proposal_scores: ``(p,)`` float32, or ``None``.
+        keypoints: ``(n, J, 3)`` float32 ``(x, y, visibility)`` in pixels of ``image``, zeros where
+            a keypoint is not labelled; ``None`` where the dataset has no keypoints.
     """
 
     image: np.ndarray
@@ -39,6 +41,7 @@ class Sample:
     original_size: tuple[int, int]
     proposals: np.ndarray | None = None
     proposal_scores: np.ndarray | None = None
+    keypoints: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
