@@ -26,15 +26,15 @@ class Recipe:
         overrides: of ``configs/train.yaml``, which build the model: ``model=...``, ``key=value``.
         class_names: of label 0, 1, ...
         category_ids: likewise.
-        prefix: what of the model the file has, as the beginning of our names: everything, or
-            ``backbone.trunk.`` where it is an ImageNet network.
+        parts: what of the model the file has, as beginnings of our names: ``("backbone.trunk.",)``
+            of an ImageNet network; empty: everything.
     """
 
     name: str
     overrides: tuple[str, ...]
     class_names: tuple[str, ...] = ()
     category_ids: tuple[int, ...] = ()
-    prefix: str = ""
+    parts: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
