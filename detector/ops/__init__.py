@@ -14,6 +14,8 @@
 ``rasterize_polygons``     mask targets straight from vertices
 ``paste_masks``            box masks into images
 ``masks_to_rle``           box masks to COCO's run lengths, without an image of their size
+``keypoints_to_cells``     the cell of its box's heatmap that a keypoint lies in
+``heatmaps_to_keypoints``  the highest point of each heatmap, in pixels
 ``box_iou``                of every pair; ``generalized_box_iou``, ``distance_box_iou`` and
                            ``complete_box_iou`` likewise
 ``giou, diou, ciou``       the same measures box by box
@@ -45,6 +47,7 @@ from detector.ops.boxes import (
 )
 from detector.ops.coordinates import feature_to_image, image_to_feature, roi_cell_to_image
 from detector.ops.crop_and_resize import crop_and_resize
+from detector.ops.keypoints import heatmaps_to_keypoints, keypoints_to_cells
 from detector.ops.masks import masks_to_rle, paste_masks
 from detector.ops.matching import match_boxes
 from detector.ops.multiscale_roi_align import multiscale_roi_align
@@ -72,7 +75,9 @@ __all__ = [
     "gather_boxes",
     "generalized_box_iou",
     "giou",
+    "heatmaps_to_keypoints",
     "image_to_feature",
+    "keypoints_to_cells",
     "masks_to_rle",
     "match_boxes",
     "multiscale_roi_align",
