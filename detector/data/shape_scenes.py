@@ -87,7 +87,7 @@ class Scene:
                 {
                     "category_id": self.crowd_label + 1,
                     "segmentation": {
-                        "counts": _run_lengths(self.crowd_mask),
+                        "counts": run_lengths(self.crowd_mask),
                         "size": list(self.crowd_mask.shape),
                     },
                     "area": int(self.crowd_mask.sum()),
@@ -135,7 +135,7 @@ def make_scene(rng: np.random.Generator, image_size: int = 128) -> Scene:
     return Scene(develop(rng, picture), shapes, crowd_label, crowd_mask)
 
 
-def _outline(rng: np.random.Generator, label: int, side: float) -> np.ndarray:
+def class_outline(rng: np.random.Generator, label: int, side: float) -> np.ndarray:
     """A class's outline about the origin, rotated and stretched, of area ``side ** 2``."""
     name = CLASS_NAMES[label]
     if name == "circle":
@@ -188,7 +188,7 @@ def _place(
         else:
             side = np.exp(rng.uniform(np.log(16.0), np.log(0.52 * image_size)))
             centre = rng.uniform(0, image_size, 2)
-        outline = _outline(rng, label, side) + centre
+        outline = class_outline(rng, label, side) + centre
         try:
             visible = region_area(_inside_image(outline, image_size))
             if visible < max(0.6 * side**2, _LEAST_PIXELS):
@@ -219,11 +219,11 @@ def _cluster(rng: np.random.Generator, label: int, image_size: int) -> list[np.n
         distance = spread * 1.4 * rng.random() ** 0.5
         angle = rng.uniform(0, 2 * np.pi)
         place = centre + distance * np.array((np.cos(angle), np.sin(angle)))
-        outlines.append(_outline(rng, label, rng.uniform(5, 8)) + place)
+        outlines.append(class_outline(rng, label, rng.uniform(5, 8)) + place)
     return outlines
 
 
-def _run_lengths(mask: np.ndarray) -> list[int]:
+def run_lengths(mask: np.ndarray) -> list[int]:
     """COCO's uncompressed run lengths: column by column, zeros first."""
     flat = np.concatenate([[False], mask.ravel(order="F")])
     changes = np.flatnonzero(flat[1:] != flat[:-1])
