@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from detector.backbones.freezing import Freezable
 from detector.backbones.normalization import PixelNormalizer
 from detector.roi_heads.box import BoxBranch
+from detector.roi_heads.keypoint import KeypointBranch
 from detector.roi_heads.mask import MaskBranch
 from detector.roi_heads.region_features import RegionFeatures, region_features
 from detector.roi_heads.sampler import RoISampler
@@ -30,6 +31,7 @@ class ProposalNetwork(Freezable):
     """
 
     has_masks = False
+    has_keypoints = False
     has_classes = False
     needs_proposals = False
     num_classes = 1
@@ -77,6 +79,7 @@ class FastRCNN(Freezable):
     """
 
     has_masks = False
+    has_keypoints = False
     has_classes = True
     needs_proposals = True
 
@@ -157,6 +160,7 @@ class FasterRCNN(Freezable):
     """
 
     has_masks = False
+    has_keypoints = False
     has_classes = True
     needs_proposals = False
 
@@ -252,6 +256,44 @@ class MaskRCNN(FasterRCNN):
         losses = self.box_branch.losses(features, rois, targets, image_sizes, pooled)
         losses.update(self.mask_branch.losses(features, rois, targets, shared=pooled))
         return losses
+
+
+class KeypointRCNN(FasterRCNN):
+    """Mask R-CNN's keypoint branch (He et al., 2017, section 5) beside Faster R-CNN's box branch.
+
+    Args:
+        keypoint_branch: finds the keypoints of each object.
+        **parts: of :class:`FasterRCNN`.
+    """
+
+    has_keypoints = True
+
+    def __init__(self, keypoint_branch: KeypointBranch, **parts) -> None:
+        super().__init__(**parts)
+        self.num_keypoints = keypoint_branch.head.num_keypoints
+        self.keypoint_branch = keypoint_branch
+        _check_pooler("keypoint_branch", keypoint_branch, self.backbone)
+
+    def _detect(self, features: list[Tensor], image_sizes: Tensor) -> Detections:
+        detections = super()._detect(features, image_sizes)
+        return self.keypoint_branch.detect(features, detections)
+
+    def roi_losses(
+        self, features: list[Tensor], rois: SampledRoIs, targets: Targets, image_sizes: Tensor
+    ) -> dict[str, Tensor]:
+        losses = super().roi_losses(features, rois, targets, image_sizes)
+        losses.update(self.keypoint_branch.losses(features, rois, targets))
+        return losses
+
+
+class MaskKeypointRCNN(KeypointRCNN, MaskRCNN):
+    """Mask R-CNN with both of its branches, as in the paper's table 5.
+
+    Args:
+        keypoint_branch: see :class:`KeypointRCNN`.
+        mask_branch: see :class:`MaskRCNN`.
+        **parts: of :class:`FasterRCNN`.
+    """
 
 
 def _check_anchors(rpn: RPN, strides: tuple[int, ...]) -> None:
