@@ -106,6 +106,37 @@ def check_masks(model: nn.Module, train_set: DetectionDataset) -> None:
         )
 
 
+def check_keypoints(
+    model: nn.Module, train_set: DetectionDataset, val_set: DetectionDataset
+) -> None:
+    """A keypoint branch needs keypoints to learn from, the same in both splits.
+
+    Raises:
+        ValueError: the training set names none, another number than the branch finds, or others
+            than the validation set.
+    """
+    if not model.has_keypoints:
+        return
+    train, val = train_set.index, val_set.index
+    if not train.has_keypoints:
+        raise ValueError(
+            f"{train.source_file}: its categories name no keypoints, which Keypoint R-CNN needs. "
+            "Give the annotation file that has them (COCO's are person_keypoints_*.json), or train "
+            "a Faster R-CNN, model=faster_rcnn_fpn"
+        )
+    if model.num_keypoints != train.num_keypoints:
+        raise ValueError(
+            f"the keypoint branch finds {model.num_keypoints} keypoints, but {train.source_file} "
+            f"has {train.num_keypoints}; leave num_keypoints out, it is taken from the data"
+        )
+    if val.has_keypoints and val.keypoint_names != train.keypoint_names:
+        different = sorted(set(train.keypoint_names) ^ set(val.keypoint_names))
+        raise ValueError(
+            f"{train.source_file} and {val.source_file} have different keypoints, they differ in "
+            f"{different[:5] or 'their order'}; give both files the same"
+        )
+
+
 def check_proposals(model: nn.Module, *datasets: DetectionDataset) -> None:
     """Fast R-CNN needs a file of proposals; no other model has a use for one.
 

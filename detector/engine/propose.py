@@ -65,6 +65,7 @@ def propose(cfg: DictConfig) -> Path:
         num_workers=config.data.num_workers,
         buckets=assembly.plain(config.data.buckets),
         with_masks=False,
+        with_keypoints=False,
         pin_memory=runtime.torch_device.type == "cuda",
     )
     model = assembly.build(config.model)
