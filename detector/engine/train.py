@@ -101,6 +101,7 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
         load_initial_parts(model, cfg.init)
     freeze_parts(model, cfg.frozen)
     assembly.check_masks(model, train_set)
+    assembly.check_keypoints(model, train_set, val_set)
     assembly.check_proposals(model, train_set, val_set)
     pin_memory = runtime.torch_device.type == "cuda"
     loader = build_train_loader(
@@ -111,6 +112,7 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
         buckets=assembly.plain(cfg.data.buckets),
         aspect_ratio_grouping=cfg.data.aspect_ratio_grouping,
         with_masks=model.has_masks,
+        with_keypoints=model.has_keypoints,
         pin_memory=pin_memory,
     )
     val_loader = build_eval_loader(
