@@ -14,6 +14,7 @@ from detector.roi_heads.keypoint import KeypointBranch
 from detector.roi_heads.mask import MaskBranch
 from detector.roi_heads.region_features import RegionFeatures, region_features
 from detector.roi_heads.sampler import RoISampler
+from detector.roi_heads.warped_trunk import Pixels, WarpedTrunk
 from detector.rpn.rpn import RPN
 from detector.structures import Detections, Proposals, SampledRoIs, Targets
 
@@ -142,6 +143,31 @@ class FastRCNN(Freezable):
         mask_branch = self.mask_branch if self.has_masks else None
         strides = self.backbone.strides
         return region_features(features, strides, boxes, labels, self.box_branch, mask_branch)
+
+
+class RCNN(FastRCNN):
+    """R-CNN (Girshick et al., 2014): each proposal warped from the image, through the whole trunk.
+
+    Everything else is Fast R-CNN's, so that the two can be compared: one training with softmax and
+    box regression, where the paper trains a classifier, SVMs and regressors one after the other.
+
+    Args:
+        backbone: runs on each warped proposal; it is a part of ``box_branch.pooler``.
+        box_branch: its pooler is a :class:`detector.roi_heads.warped_trunk.WarpedTrunk`.
+        **fast_rcnn: the other parts of :class:`FastRCNN`.
+
+    Raises:
+        ValueError: another pooler, or a backbone of several maps.
+    """
+
+    def __init__(self, backbone: nn.Module, box_branch: BoxBranch, **fast_rcnn) -> None:
+        if not isinstance(box_branch.pooler, WarpedTrunk):
+            raise ValueError(
+                f"R-CNN warps images: box_branch.pooler must be a WarpedTrunk, as in "
+                f"model=rcnn_vgg16, not a {type(box_branch.pooler).__name__}"
+            )
+        box_branch.pooler.run(backbone)
+        super().__init__(backbone=Pixels(), box_branch=box_branch, **fast_rcnn)
 
 
 class FasterRCNN(Freezable):

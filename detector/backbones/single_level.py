@@ -78,6 +78,26 @@ def resnet_dc5(
     return SingleLevel(trunk, out_channels)
 
 
+def resnet_c5(
+    name: str = "resnet50",
+    weights: str | None = None,
+    norm: str = "frozen_bn",
+    freeze_at: int = 2,
+    out_channels: int | None = None,
+) -> SingleLevel:
+    """ResNet up to res5: one map of stride 32 (Mask R-CNN, table 2d).
+
+    Args:
+        name: see :class:`detector.backbones.resnet.ResNet`, as are ``weights``, ``norm`` and
+            ``freeze_at``.
+        weights: file of ImageNet weights, or ``None``.
+        norm: normalisation of the trunk.
+        freeze_at: how much of the trunk stays as loaded.
+        out_channels: see :class:`SingleLevel`; 2048, or 512 for ``resnet18`` and ``resnet34``.
+    """
+    return SingleLevel(ResNet(name, norm, freeze_at, weights, outputs=(5,)), out_channels)
+
+
 def vgg16(
     weights: str | None = None, freeze_at: int = 2, out_channels: int | None = None
 ) -> SingleLevel:
