@@ -90,6 +90,8 @@ def resnet_fpn(
     fpn_norm: str = "none",
     levels: Sequence[int] = (2, 3, 4, 5),
     extra: str = "pool",
+    stride_in_1x1: bool = False,
+    norm_eps: float | None = None,
 ) -> FPN:
     """ResNet under FPN, the papers' backbone.
 
@@ -103,6 +105,13 @@ def resnet_fpn(
         fpn_norm: normalisation of FPN's own convolutions.
         levels: stages of the trunk that the pyramid is built on, 2 for C2 and P2.
         extra: coarser levels on top; see :class:`FPN`.
+        stride_in_1x1: where blocks stride, see :class:`detector.backbones.resnet.ResNet`.
+        norm_eps: added to the variances of the trunk's norms; ``None`` is PyTorch's 1e-5.
     """
-    trunk = ResNet(name, norm, freeze_at, weights, outputs=levels)
+    trunk = ResNet(
+        *(name, norm, freeze_at, weights),
+        outputs=levels,
+        stride_in_1x1=stride_in_1x1,
+        norm_eps=norm_eps,
+    )
     return FPN(trunk, out_channels, fpn_norm, extra)

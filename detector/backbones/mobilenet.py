@@ -33,6 +33,8 @@ class MobileNetV3Large(FreezableTrunk):
         weights: file with an ImageNet state dict in torchvision's names, or ``None`` for random
             weights.
         outputs: stages whose maps it gives; the module ends with the last of them.
+        norm_eps: added to the norms' variances; ``None`` is PyTorch's 1e-5, as in torchvision's
+            detectors. Its ImageNet weights were trained with 0.001.
 
     Raises:
         ValueError: impossible stages, or weights that do not fit.
@@ -45,10 +47,11 @@ class MobileNetV3Large(FreezableTrunk):
         freeze_at: int = 3,
         weights: str | None = None,
         outputs: Sequence[int] = (4, 5),
+        norm_eps: float | None = None,
     ) -> None:
         super().__init__()
         self.outputs = check_increasing("outputs", outputs, range(1, 6))
-        network = torchvision.models.mobilenet_v3_large(norm_layer=norm_layer(norm))
+        network = torchvision.models.mobilenet_v3_large(norm_layer=norm_layer(norm, norm_eps))
         end = STAGE_STARTS[self.outputs[-1]] + 1
         self.features = network.features[:end]
         self.taps = tuple(STAGE_STARTS[stage] for stage in self.outputs)
@@ -83,6 +86,7 @@ def mobilenet_v3_large_fpn(
     fpn_norm: str = "none",
     levels: Sequence[int] = (4, 5),
     extra: str = "pool",
+    norm_eps: float | None = None,
 ) -> FPN:
     """MobileNetV3-Large under FPN, by default as in torchvision's Faster R-CNN.
 
@@ -94,5 +98,7 @@ def mobilenet_v3_large_fpn(
         fpn_norm: normalisation of FPN's own convolutions.
         levels: stages of the trunk that the pyramid is built on; ``outputs`` of the trunk.
         extra: coarser levels on top; see :class:`detector.backbones.fpn.FPN`.
+        norm_eps: added to the variances of the trunk's norms; ``None`` is PyTorch's 1e-5.
     """
-    return FPN(MobileNetV3Large(norm, freeze_at, weights, levels), out_channels, fpn_norm, extra)
+    trunk = MobileNetV3Large(norm, freeze_at, weights, levels, norm_eps)
+    return FPN(trunk, out_channels, fpn_norm, extra)

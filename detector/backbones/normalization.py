@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -40,27 +41,36 @@ class PixelNormalizer(nn.Module):
         return (images.to(self.mean.dtype) - self.mean) / self.std * filled
 
 
-def norm_layer(name: str | None) -> NormLayer:
+def norm_layer(name: str | None, eps: float | None = None) -> NormLayer:
     """Constructor of a normalisation layer by its name in the configs.
 
     ``frozen_bn`` (statistics and affine fixed: for pretrained trunks and small batches), ``bn``,
     ``sync_bn`` (statistics over all processes), ``gn`` (32 groups, or as many as divide the
     channels), ``none``.
 
+    Args:
+        name: one of these.
+        eps: added to the variances; ``None`` is PyTorch's 1e-5. Some published weights were made
+            with another: 0 in torchvision's first detectors.
+
     Raises:
-        ValueError: for any other name.
+        ValueError: for any other name, or an ``eps`` below 0 or without effect.
     """
     layers: dict[str, NormLayer] = {
         "frozen_bn": FrozenBatchNorm2d,
         "bn": nn.BatchNorm2d,
         "sync_bn": nn.SyncBatchNorm,
-        "gn": lambda channels: nn.GroupNorm(_num_groups(channels), channels),
+        "gn": lambda channels, **eps: nn.GroupNorm(_num_groups(channels), channels, **eps),
         "none": nn.Identity,
     }
     name = name or "none"
     if name not in layers:
         raise ValueError(f"norm={name!r} is not known; use one of {', '.join(layers)}")
-    return layers[name]
+    if eps is None:
+        return layers[name]
+    if eps < 0 or name == "none":
+        raise ValueError(f"norm_eps={eps} with norm={name}: give 0 or more, or null with norm=none")
+    return functools.partial(layers[name], eps=eps)
 
 
 def _num_groups(channels: int) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from detector.backbones.freezing import FreezableTrunk, check_increasing
 from detector.backbones.normalization import norm_layer
@@ -35,6 +36,10 @@ class ResNet(FreezableTrunk):
         res5_dilation: 2 gives C5 the stride of C4 (DC5): res5 does not stride, and all its 3x3
             convolutions are dilated, the first one too, as in R-FCN and Detectron2 (torchvision's
             ``replace_stride_with_dilation`` leaves that one as it is).
+        stride_in_1x1: the blocks that halve the map do so in their first 1x1 convolution, as in the
+            paper's own networks and Detectron2's, instead of in the 3x3 one, as in torchvision's.
+            Weights are trained for the one or the other.
+        norm_eps: added to the norms' variances; ``None`` is PyTorch's 1e-5.
 
     Raises:
         ValueError: unknown name or impossible stages, or weights that do not fit.
@@ -49,6 +54,8 @@ class ResNet(FreezableTrunk):
         weights: str | None = None,
         outputs: Sequence[int] = (2, 3, 4, 5),
         res5_dilation: int = 1,
+        stride_in_1x1: bool = False,
+        norm_eps: float | None = None,
     ) -> None:
         super().__init__()
         if name not in NAMES:
@@ -59,12 +66,14 @@ class ResNet(FreezableTrunk):
             raise ValueError(f"res5_dilation={res5_dilation} must be 1 or 2 (DC5)")
         if res5_dilation == 2 and last < 5:
             raise ValueError(f"res5_dilation=2, but the trunk ends with res{last}; use 1")
-        trunk = getattr(torchvision.models, name)(norm_layer=norm_layer(norm))
+        trunk = getattr(torchvision.models, name)(norm_layer=norm_layer(norm, norm_eps))
         self.conv1, self.bn1 = trunk.conv1, trunk.bn1
         self.relu, self.maxpool = trunk.relu, trunk.maxpool
         for stage in range(2, last + 1):
             layer = _layer(stage)
             self.add_module(layer, getattr(trunk, layer))
+        if stride_in_1x1:
+            move_stride(name, self)
         if res5_dilation == 2:
             _dilate(self.layer4)
         self.strides = tuple(
@@ -94,6 +103,21 @@ class ResNet(FreezableTrunk):
 def _layer(stage: int) -> str:
     """torchvision's name of a residual stage."""
     return f"layer{stage - 1}"
+
+
+def move_stride(name: str, stages: nn.Module) -> None:
+    """Moves the stride of the blocks in ``stages`` from their 3x3 to their first 1x1 convolution.
+
+    Raises:
+        ValueError: blocks of ``name`` have no 1x1 convolution in their main path.
+    """
+    for block in stages.modules():
+        if isinstance(block, BasicBlock):
+            raise ValueError(
+                f"stride_in_1x1=true, but the blocks of {name} are two 3x3 convolutions; use false"
+            )
+        if isinstance(block, Bottleneck):
+            block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
 
 
 def _dilate(stage: nn.Module) -> None:

@@ -21,6 +21,7 @@ class DetectionLayer(nn.Module):
         max_detections: D.
         max_candidates: the best-scored pairs of proposal and class that enter NMS. A bound, so
             that shapes are fixed; far more than can survive.
+        min_size: boxes not wider and higher than this, in pixels, are dropped.
     """
 
     def __init__(
@@ -29,12 +30,14 @@ class DetectionLayer(nn.Module):
         nms_threshold: float = 0.5,
         max_detections: int = 100,
         max_candidates: int = 4096,
+        min_size: float = 0.0,
     ) -> None:
         super().__init__()
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
         self.max_detections = max_detections
         self.max_candidates = max_candidates
+        self.min_size = min_size
 
     @torch.no_grad()
     def forward(
@@ -66,7 +69,7 @@ class DetectionLayer(nn.Module):
             delta_weights,
         )
         boxes = clip_boxes(boxes, image_sizes)
-        valid = (top > 0) & (boxes[..., 2:] > boxes[..., :2]).all(-1)
+        valid = (top > 0) & (boxes[..., 2:] - boxes[..., :2] > self.min_size).all(-1)
         keep = nms_slots(boxes, top, label, valid, self.nms_threshold)
 
         count = min(self.max_detections, top.shape[1])

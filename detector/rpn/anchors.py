@@ -21,6 +21,13 @@ class AnchorGenerator(nn.Module):
         legacy: the 2015 table: anchors around an inclusive 16-pixel cell, widths and heights
             rounded. Its inclusive pixels become continuous here, once: widths, overlaps and deltas
             are then those of the 2015 code, which counts ``x2 - x1 + 1``.
+        rounded: corners around the origin are whole pixels, as torchvision has them.
+        fitted_strides: the stride of a level is the padded image's side divided by the map's and
+            rounded down, as in torchvision: 61 pixels in place of 64 between P6's 13 cells of an
+            image of 800. The padded side must be a multiple of the finest level's stride.
+
+    Raises:
+        ValueError: sizes that do not fit the levels, or ``rounded`` and ``legacy`` at once.
     """
 
     def __init__(
@@ -30,8 +37,12 @@ class AnchorGenerator(nn.Module):
         strides: Sequence[int] = (4, 8, 16, 32, 64),
         offset: float = 0.0,
         legacy: bool = False,
+        rounded: bool = False,
+        fitted_strides: bool = False,
     ) -> None:
         super().__init__()
+        if legacy and rounded:
+            raise ValueError("anchors: legacy=true rounds in its own way; leave rounded=false")
         if len(sizes) == 1:
             sizes = list(sizes) * len(strides)
         if len(sizes) != len(strides):
@@ -46,6 +57,7 @@ class AnchorGenerator(nn.Module):
             )
         self.strides = tuple(strides)
         self.offset = offset
+        self.fitted_strides = fitted_strides
         self.num_anchors = counts.pop() * len(aspect_ratios)
         for level, (level_sizes, stride) in enumerate(zip(sizes, strides, strict=True)):
             if legacy:
@@ -53,18 +65,26 @@ class AnchorGenerator(nn.Module):
                 table[:, 2:] += 1
             else:
                 table = base_anchors(level_sizes, aspect_ratios)
+                table = table.round() if rounded else table
             self.register_buffer(f"base{level}", table, persistent=False)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Anchors of each level, ``(H_l * W_l * num_anchors, 4)``: row, column, anchor order."""
-        return [
-            self._level_anchors(*feature.shape[2:], stride, getattr(self, f"base{level}"))
-            for level, (feature, stride) in enumerate(zip(features, self.strides, strict=True))
-        ]
+        padded = [side * self.strides[0] for side in features[0].shape[2:]]
+        anchors = []
+        for level, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
+            cells = feature.shape[2:]
+            strides = [stride, stride]
+            if self.fitted_strides:
+                strides = [side // count for side, count in zip(padded, cells, strict=True)]
+            anchors.append(self._level_anchors(*cells, *strides, getattr(self, f"base{level}")))
+        return anchors
 
-    def _level_anchors(self, height: int, width: int, stride: int, base: Tensor) -> Tensor:
-        y = (torch.arange(height, device=base.device) + self.offset) * stride
-        x = (torch.arange(width, device=base.device) + self.offset) * stride
+    def _level_anchors(
+        self, height: int, width: int, stride_y: int, stride_x: int, base: Tensor
+    ) -> Tensor:
+        y = (torch.arange(height, device=base.device) + self.offset) * stride_y
+        x = (torch.arange(width, device=base.device) + self.offset) * stride_x
         grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
         centers = torch.stack((grid_x, grid_y, grid_x, grid_y), -1).reshape(-1, 1, 4)
         return (centers + base).reshape(-1, 4).to(base.dtype)

@@ -21,6 +21,7 @@ class ProposalLayer(nn.Module):
         post_nms_top_n: P, boxes of each image that leave.
         nms_threshold: IoU above which the lower-scored box goes.
         min_size: boxes not wider and higher than this, in pixels, are dropped.
+        score_threshold: boxes whose probability of an object is lower are dropped before NMS.
 
     Raises:
         ValueError: a number is out of its range.
@@ -32,6 +33,7 @@ class ProposalLayer(nn.Module):
         post_nms_top_n: int = 1000,
         nms_threshold: float = 0.7,
         min_size: float = 0.0,
+        score_threshold: float = 0.0,
     ) -> None:
         super().__init__()
         for key, count in (("pre_nms_top_n", pre_nms_top_n), ("post_nms_top_n", post_nms_top_n)):
@@ -41,10 +43,16 @@ class ProposalLayer(nn.Module):
             raise ValueError(
                 f"rpn proposals: nms_threshold={nms_threshold} must lie in 0..1; 1 keeps every box"
             )
+        if not 0 <= score_threshold < 1:
+            raise ValueError(
+                f"rpn proposals: score_threshold={score_threshold} must be a probability below 1; "
+                "0 keeps every box"
+            )
         self.pre_nms_top_n = pre_nms_top_n
         self.post_nms_top_n = post_nms_top_n
         self.nms_threshold = nms_threshold
         self.min_size = min_size
+        self.score_threshold = score_threshold
 
     @torch.no_grad()
     def forward(
@@ -75,6 +83,8 @@ class ProposalLayer(nn.Module):
         # Strictly larger, so that with min_size 0 boxes clipped to nothing still go. NaN compares
         # false and goes too.
         valid = (size > self.min_size).all(-1) & scores.isfinite()
+        if self.score_threshold:
+            valid = valid & (scores.sigmoid() >= self.score_threshold)
         keep = nms_slots(boxes, scores, levels, valid, self.nms_threshold)
 
         count = min(self.post_nms_top_n, scores.shape[1])

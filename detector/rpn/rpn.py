@@ -52,7 +52,8 @@ class RPN(nn.Module):
         normalization: of the losses, see above.
         border: anchors that cross the image's border by more pixels than this are neither
             foreground nor background, and no gt's best (section 3.3 of the paper: 0); ``None``
-            leaves out only those wholly in the padding right of and below the image.
+            leaves out only those wholly in the padding right of and below the image, infinity
+            none at all (torchvision).
 
     Raises:
         ValueError: the head does not fit the anchors, or a number is out of its range.
