@@ -1,4 +1,4 @@
-"""Backbones of one feature map of stride 16, as Fast, Faster and Mask R-CNN had before FPN."""
+"""Backbones of one feature map, as Fast, Faster and Mask R-CNN had before FPN."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class SingleLevel(nn.Module):
             )
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """``(B, 3, H, W)`` to a list of one map ``(B, C, H / 16, W / 16)``."""
+        """``(B, 3, H, W)`` to a list of one map ``(B, C, H / stride, W / stride)``."""
         return self.trunk(images)
 
 
@@ -43,6 +43,7 @@ def resnet_c4(
     norm: str = "frozen_bn",
     freeze_at: int = 2,
     out_channels: int | None = None,
+    stride_in_1x1: bool = False,
 ) -> SingleLevel:
     """ResNet up to res4; res5 is then the RoI head (He et al., 2015, appendix A).
 
@@ -53,8 +54,10 @@ def resnet_c4(
         norm: normalisation of the trunk.
         freeze_at: how much of the trunk stays as loaded.
         out_channels: see :class:`SingleLevel`; 1024, or 256 for ``resnet18`` and ``resnet34``.
+        stride_in_1x1: where blocks stride, see :class:`detector.backbones.resnet.ResNet`.
     """
-    return SingleLevel(ResNet(name, norm, freeze_at, weights, outputs=(4,)), out_channels)
+    trunk = ResNet(name, norm, freeze_at, weights, outputs=(4,), stride_in_1x1=stride_in_1x1)
+    return SingleLevel(trunk, out_channels)
 
 
 def resnet_dc5(
@@ -63,6 +66,7 @@ def resnet_dc5(
     norm: str = "frozen_bn",
     freeze_at: int = 2,
     out_channels: int | None = None,
+    stride_in_1x1: bool = False,
 ) -> SingleLevel:
     """ResNet with a dilated res5, so that C5 keeps the stride of C4 (Dai et al., 2017).
 
@@ -73,8 +77,14 @@ def resnet_dc5(
         norm: normalisation of the trunk.
         freeze_at: how much of the trunk stays as loaded.
         out_channels: see :class:`SingleLevel`; 2048, or 512 for ``resnet18`` and ``resnet34``.
+        stride_in_1x1: where blocks stride, see :class:`detector.backbones.resnet.ResNet`.
     """
-    trunk = ResNet(name, norm, freeze_at, weights, outputs=(5,), res5_dilation=2)
+    trunk = ResNet(
+        *(name, norm, freeze_at, weights),
+        outputs=(5,),
+        res5_dilation=2,
+        stride_in_1x1=stride_in_1x1,
+    )
     return SingleLevel(trunk, out_channels)
 
 
@@ -84,6 +94,7 @@ def resnet_c5(
     norm: str = "frozen_bn",
     freeze_at: int = 2,
     out_channels: int | None = None,
+    stride_in_1x1: bool = False,
 ) -> SingleLevel:
     """ResNet up to res5: one map of stride 32 (Mask R-CNN, table 2d).
 
@@ -94,8 +105,10 @@ def resnet_c5(
         norm: normalisation of the trunk.
         freeze_at: how much of the trunk stays as loaded.
         out_channels: see :class:`SingleLevel`; 2048, or 512 for ``resnet18`` and ``resnet34``.
+        stride_in_1x1: where blocks stride, see :class:`detector.backbones.resnet.ResNet`.
     """
-    return SingleLevel(ResNet(name, norm, freeze_at, weights, outputs=(5,)), out_channels)
+    trunk = ResNet(name, norm, freeze_at, weights, outputs=(5,), stride_in_1x1=stride_in_1x1)
+    return SingleLevel(trunk, out_channels)
 
 
 def vgg16(

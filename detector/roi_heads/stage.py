@@ -6,7 +6,7 @@ import torchvision
 from torch import Tensor, nn
 
 from detector.backbones.normalization import norm_layer
-from detector.backbones.resnet import NAMES
+from detector.backbones.resnet import NAMES, move_stride
 from detector.backbones.weights import load_part_weights
 from detector.roi_heads.pooler import check_grid
 
@@ -25,6 +25,7 @@ class RoIStage(nn.Module):
             for random weights.
         out_channels: what it gives, which other parts of a config read here: 2048, or 512 for
             ``resnet18`` and ``resnet34``. ``None``: whatever that is.
+        stride_in_1x1: as in the backbone, see :class:`detector.backbones.resnet.ResNet`.
 
     Attributes:
         in_channels: what the backbone must give.
@@ -45,6 +46,7 @@ class RoIStage(nn.Module):
         norm: str = "frozen_bn",
         weights: str | None = None,
         out_channels: int | None = None,
+        stride_in_1x1: bool = False,
     ) -> None:
         super().__init__()
         if name not in NAMES:
@@ -60,6 +62,8 @@ class RoIStage(nn.Module):
         self.name = name
         self.pooler = pooler
         self.layer4 = trunk.layer4
+        if stride_in_1x1:
+            move_stride(name, self.layer4)
         self.in_channels = self.out_channels // 2
         self.strides = pooler.strides
         self.output_size = (pooler.output_size + 1) // 2

@@ -45,6 +45,27 @@ def test_features_equal_torchvisions_with_the_same_weights(name):
         assert feature.shape == (2, channels, 64 // stride, 64 // stride)
 
 
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_blocks_may_stride_in_their_first_convolution(dilation):
+    # A 1x1 convolution that strides sees every second cell: what a block without any stride makes
+    # of a map of these cells.
+    trunk = ResNet("resnet50", stride_in_1x1=True, res5_dilation=dilation)
+    assert trunk.strides == (4, 8, 16, 32 // dilation)
+    reference = make_reference("resnet50")
+    trunk.load_state_dict(reference.state_dict(), strict=False)
+    c2, c3, c4, c5 = trunk(images())
+    for x, stage, expected in ((c2, "layer2", c3), (c3, "layer3", c4), (c4, "layer4", c5)):
+        blocks = getattr(reference, stage)
+        for module in (blocks[0].conv2, blocks[0].downsample[0]):
+            module.stride = (1, 1)
+        if stage == "layer4" and dilation == 2:
+            for block in blocks:
+                block.conv2.dilation = block.conv2.padding = (2, 2)
+        else:
+            x = x[:, :, ::2, ::2]
+        torch.testing.assert_close(blocks(x), expected)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_parameters_are_as_many_as_published(name):
     """torchvision's counts, less the classifier of 1000 classes."""
@@ -198,6 +219,8 @@ def test_impossible_settings_are_refused():
         ResNet("resnet18", res5_dilation=3)
     with pytest.raises(ValueError, match="res5_dilation=2, but the trunk ends with res4"):
         ResNet("resnet18", outputs=(4,), res5_dilation=2)
+    with pytest.raises(ValueError, match="stride_in_1x1=true, but the blocks of resnet18"):
+        ResNet("resnet18", stride_in_1x1=True)
 
 
 @pytest.mark.parametrize("outputs", [(), (1, 2), (5, 6), (4, 3), (3, 3)])
