@@ -14,16 +14,18 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import detector
+from detector.engine.sweep import report_sweep, row_name, sweep_arguments
 from detector.setting_values import fit_value
 
 TOOLS = {
@@ -83,17 +85,36 @@ def run_tool(name: str, config_dir: Path | None = None) -> None:
     """
     config_dir = config_dir or find_configs()
     module, _ = TOOLS[name]
+    rows: dict[str, Any] = {}  # of a training for each value of some keys (Hydra's multirun)
 
     def run(config: DictConfig) -> None:
         with _reported(name):
             _check_values(config, name, config_dir)
-            getattr(importlib.import_module(module), name)(config)
+            is_row = name == "train" and HydraConfig.get().mode == RunMode.MULTIRUN
+            row = row_name(HydraConfig.get().overrides.task, sys.argv[1:])
+            if is_row:
+                folder = Path(HydraConfig.get().sweep.dir)
+                config.run_dir = str(folder / row)
+                print(f"\n{row}, training {len(rows) + 1} of those in {folder}", flush=True)
+            result = getattr(importlib.import_module(module), name)(config)
+            if is_row:
+                rows[row] = result
+                report_sweep(folder, rows)
 
+    sys.argv[1:] = [_spelt_out(word) for word in sys.argv[1:]]
     run.__module__ = f"detector.{name}"  # the name that Hydra's --help shows
     # Hydra would print errors in its own way and exit with 1; like this it hands them on.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     with _reported(name, config_dir):
+        if name == "train" and {"-m", "--multirun"} & set(sys.argv):
+            sys.argv += sweep_arguments(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(config_dir), config_name=name)(run)()
+
+
+def _spelt_out(word: str) -> str:
+    """``init=PATH`` as ``init.checkpoint=PATH``; other settings of ``init`` may stand beside it."""
+    key, equals, value = word.partition("=")
+    return f"init.checkpoint={value}" if key == "init" and equals and value[:1] != "{" else word
 
 
 def find_configs() -> Path:
@@ -113,7 +134,7 @@ def _check_values(config: DictConfig, tool: str, config_dir: Path) -> None:
     """Hold what the command line sets against the defaults of the groups that it chooses."""
     overrides = HydraConfig.get().overrides.task
     groups = {folder.name for folder in config_dir.iterdir() if folder.is_dir()}
-    chosen = [word for word in overrides if _key_of(word) in groups]
+    chosen = [word for word in overrides if _key_of(word).partition("/")[0] in groups]
     keys = [_key_of(word) for word in overrides if word not in chosen and word[0] != "~"]
     if not keys:
         return

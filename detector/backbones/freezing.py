@@ -34,7 +34,14 @@ class Freezable(nn.Module):
 
 
 class FreezableTrunk(Freezable):
-    """A trunk whose first stages may be frozen."""
+    """A trunk in stages, of which the first may be frozen."""
+
+    _stages: list[list[nn.Module]]
+
+    @property
+    def stages(self) -> list[list[nn.Module]]:
+        """The modules of each stage, the stem first."""
+        return self._stages
 
     def freeze(self, stages: Sequence[Iterable[nn.Module]], freeze_at: int) -> None:
         """Freezes the first ``freeze_at`` of ``stages``, each given by its modules.
@@ -44,7 +51,8 @@ class FreezableTrunk(Freezable):
         """
         if not 0 <= freeze_at <= len(stages):
             raise ValueError(f"freeze_at={freeze_at} must be 0 (nothing) to {len(stages)} (all)")
-        self.freeze_modules(module for stage in stages[:freeze_at] for module in stage)
+        self._stages = [list(stage) for stage in stages]
+        self.freeze_modules(module for stage in self._stages[:freeze_at] for module in stage)
 
 
 def check_increasing(key: str, values: Sequence[int], allowed: range) -> tuple[int, ...]:

@@ -66,9 +66,18 @@ class TimmTrunk(FreezableTrunk):
         self.out_channels = tuple(network.feature_info.channels())
         self.is_nhwc = getattr(network, "output_fmt", None) == "NHWC"
         self._probe(name)
-        # Some models name no modules for their stages, which matters only for freezing them.
-        stages = _modules_by_stage(name, self.network, indices[-1]) if freeze_at else []
-        self.freeze(stages, freeze_at)
+        self._name, self._last_index = name, indices[-1]
+        self.freeze(self.stages if freeze_at else [], freeze_at)
+
+    @property
+    def stages(self) -> list[list[nn.Module]]:
+        """The modules of each of ``feature_info``'s stages, with all that precede the first.
+
+        Raises:
+            ValueError: the model names no modules for its stages.
+        """
+        # Looked for when asked: it matters only where stages are frozen or learn differently.
+        return _modules_by_stage(self._name, self.network, self._last_index)
 
     @torch.no_grad()
     def _probe(self, name: str) -> None:
@@ -229,7 +238,7 @@ def _modules_by_stage(name: str, network: nn.Module, last_index: int) -> list[li
         if end is None:
             raise ValueError(
                 f"timm's {name} has no module {stage['module']!r} for one of its stages, so that "
-                "it cannot be frozen by stages; use freeze_at=0"
+                "it has no stages to tell apart; use freeze_at=0 and optimizer.layer_decay=null"
             )
         members = []
         for path, module in modules.items():
@@ -239,5 +248,6 @@ def _modules_by_stage(name: str, network: nn.Module, last_index: int) -> list[li
                 members.append(module)
             if path == end:
                 break
+        seen.update(path for path in modules if path.startswith(f"{end}."))  # with the end itself
         stages.append(members)
     return stages

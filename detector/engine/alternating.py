@@ -29,6 +29,7 @@ from detector.engine import assembly
 from detector.engine.atomic_file import write_json
 from detector.engine.checkpoint import checkpoint_config, load_checkpoint
 from detector.engine.evaluate import evaluate
+from detector.engine.initial_weights import begins_elsewhere
 from detector.engine.parts import build_without_memory
 from detector.engine.progress import open_console
 from detector.engine.propose import propose
@@ -136,8 +137,8 @@ def split_settings(cfg: DictConfig) -> tuple[DictConfig, dict[str, DictConfig]]:
             f"training=alternating trains a Faster R-CNN, but the model is {cfg.model._target_}; "
             "choose one such as model=faster_rcnn_fpn"
         )
-    if cfg.frozen or any(path is not None for path in cfg.init.values()):
-        raise ValueError("training=alternating sets init and frozen itself; leave them out")
+    if cfg.freeze or begins_elsewhere(cfg.init):
+        raise ValueError("training=alternating sets init and freeze itself; leave them out")
     stages = cfg.training.stages
     for kind in stages:
         if kind not in TARGETS:
@@ -183,7 +184,7 @@ def stage_config(cfg: DictConfig, own: DictConfig, stage: Stage, run: RunDirecto
     config.resume = "auto"
     for part, source in stage.init.items():
         config.init[part] = str(stage_directory(run, source).last)
-    config.frozen = [SHARED] if stage.init else []
+    config.freeze = [SHARED] if stage.init else []
     if stage.proposals is not None:
         for split in ("train", "val"):
             config.data[split].max_proposals = _num_proposals(cfg, split)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from detector.engine.learning_rates import lr_factors
 from detector.engine.schedule import Schedule
 
-NORM_LAYERS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
+NORM_LAYERS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def parameter_groups(
@@ -21,8 +23,10 @@ def parameter_groups(
     norm_weight_decay: float | None = 0.0,
     bias_weight_decay: float | None = None,
     bias_lr_factor: float = 1.0,
+    lr_multipliers: Mapping[str, float] | None = None,
+    layer_decay: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Splits the trainable parameters into weights, norms and biases.
+    """Splits the trainable parameters into weights, norms and biases, of each learning rate.
 
     Args:
         model: its parameters with ``requires_grad`` are taken, each once.
@@ -32,14 +36,23 @@ def parameter_groups(
             ``weight_decay``. Decaying them pulls features towards zero and gains nothing.
         bias_weight_decay: decay of the other biases; ``None`` is ``weight_decay``.
         bias_lr_factor: learning rate of those biases relative to ``lr`` (2 in the Caffe recipes).
+        lr_multipliers: of parts by their paths, see
+            :func:`detector.engine.learning_rates.lr_factors`.
+        layer_decay: see :func:`detector.engine.learning_rates.layer_factors`.
 
     Returns:
         The non-empty groups, each with ``params``, ``name``, ``lr``, ``base_lr``, ``weight_decay``.
+        The fastest come first.
 
     Raises:
-        ValueError: nothing is trainable.
+        ValueError: nothing is trainable, or a multiplier or decay that cannot be.
     """
-    members: dict[str, list[nn.Parameter]] = {"weights": [], "norms": [], "biases": []}
+    factors = lr_factors(model, lr_multipliers, layer_decay)
+    rates = sorted(set(factors.values()), reverse=True)
+    kinds = ("weights", "norms", "biases")
+    members: dict[tuple[float, str], list[nn.Parameter]] = {
+        (rate, kind): [] for rate in rates for kind in kinds
+    }
     seen: set[nn.Parameter] = set()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -47,22 +60,23 @@ def parameter_groups(
                 continue
             seen.add(parameter)
             if isinstance(module, NORM_LAYERS):
-                members["norms"].append(parameter)
+                kind = "norms"
             else:
-                members["biases" if name == "bias" else "weights"].append(parameter)
+                kind = "biases" if name == "bias" else "weights"
+            members[factors[parameter], kind].append(parameter)
     if not seen:
         raise ValueError("the model has no trainable parameter; unfreeze a part of it")
 
     decays = {"weights": weight_decay, "norms": norm_weight_decay, "biases": bias_weight_decay}
     groups = []
-    for name, parameters in members.items():
+    for (factor, kind), parameters in members.items():
         if parameters:
-            group_lr = lr * (bias_lr_factor if name == "biases" else 1.0)
-            decay = weight_decay if decays[name] is None else decays[name]
+            group_lr = lr * factor * (bias_lr_factor if kind == "biases" else 1.0)
+            decay = weight_decay if decays[kind] is None else decays[kind]
             groups.append(
                 {
                     "params": parameters,
-                    "name": name,
+                    "name": kind if factor == 1.0 else f"{kind} x{factor:g}",
                     "lr": group_lr,
                     "base_lr": group_lr,
                     "weight_decay": decay,
@@ -79,20 +93,30 @@ def build_optimizer(
     norm_weight_decay: float | None = 0.0,
     bias_weight_decay: float | None = None,
     bias_lr_factor: float = 1.0,
+    lr_multipliers: Mapping[str, float] | None = None,
+    layer_decay: float | None = None,
     **options: Any,
 ) -> torch.optim.Optimizer:
     """Any optimiser of ``torch.optim`` over :func:`parameter_groups`.
 
     Args:
-        model, lr, weight_decay, norm_weight_decay, bias_weight_decay, bias_lr_factor: see there.
+        model, lr, weight_decay, norm_weight_decay, bias_weight_decay, bias_lr_factor,
+            lr_multipliers, layer_decay: see there.
         algorithm: the optimiser's class.
         options: its further arguments (``momentum``, ``betas``, ...).
 
     Raises:
-        ValueError: nothing is trainable, or an option that ``algorithm`` does not know.
+        ValueError: as there, or an option that ``algorithm`` does not know.
     """
     groups = parameter_groups(
-        model, lr, weight_decay, norm_weight_decay, bias_weight_decay, bias_lr_factor
+        model,
+        lr,
+        weight_decay,
+        norm_weight_decay,
+        bias_weight_decay,
+        bias_lr_factor,
+        lr_multipliers,
+        layer_decay,
     )
     try:
         return algorithm(groups, lr=lr, weight_decay=weight_decay, **options)

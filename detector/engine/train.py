@@ -29,10 +29,13 @@ from detector.engine.checkpoint import (
     save_checkpoint,
 )
 from detector.engine.inference import evaluate_model, given_proposals
+from detector.engine.init_table import transfer_table
 from detector.engine.initial_weights import (
     check_initial_weights,
     freeze_parts,
+    load_initial_checkpoint,
     load_initial_parts,
+    read_initial_checkpoint,
 )
 from detector.engine.loss_window import LossWindow
 from detector.engine.metric_log import MetricLog
@@ -79,7 +82,9 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
     if former:
         check_resumable(resume_from, former)
         check_newest(resume_from, former, run.last)
-    weight_warnings = check_initial_weights(cfg.model, {} if former else cfg.init, cfg.frozen)
+    init = {} if former else cfg.init
+    weight_warnings = check_initial_weights(cfg.model, init, cfg.freeze)
+    initial = read_initial_checkpoint(init)
     runtime = assembly.build(cfg.runtime)
     runtime.apply()
 
@@ -97,9 +102,9 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
     seed_everything(cfg.seed)
     model = runtime.place(assembly.build(cfg.model))
     model.train()
-    if not former:
-        load_initial_parts(model, cfg.init)
-    freeze_parts(model, cfg.frozen)
+    transfer = load_initial_checkpoint(model, initial, cfg, train_set.index)
+    load_initial_parts(model, init)
+    freeze_parts(model, cfg.freeze)
     assembly.check_masks(model, train_set)
     assembly.check_keypoints(model, train_set, val_set)
     assembly.check_proposals(model, train_set, val_set)
@@ -206,6 +211,8 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
                 content["trained_model"] = model.state_dict()
             save_checkpoint(run.last, content)
 
+        if transfer:
+            display.print(transfer_table(transfer))
         display.print(assembly.describe_model(model))
         display.print(f"train {assembly.describe_dataset(train_set)}")
         display.print(f"val   {assembly.describe_dataset(val_set)}")
@@ -220,6 +227,7 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
                 display.print(f"changed since the checkpoint: {change}")
         for warning in (
             *([] if former else weight_warnings),
+            *(transfer.warnings if transfer else []),
             *plan.without_effect(cfg.training.max_epochs),
             *schedule.without_effect(plan.max_steps),
         ):

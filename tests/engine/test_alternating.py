@@ -275,8 +275,8 @@ def test_equality_is_of_bits(tmp_path: Path) -> None:
     ("overrides", "message"),
     [
         (["resume=elsewhere.pt"], "goes on with run_dir=FOLDER resume=auto"),
-        (["frozen=[backbone]"], "sets init and frozen itself"),
-        (["init.backbone=elsewhere.pt"], "sets init and frozen itself"),
+        (["freeze=[backbone]"], "sets init and freeze itself"),
+        (["init.backbone=elsewhere.pt"], "sets init and freeze itself"),
         (["+training.stages.mask.seed=1"], "the stages are rpn and fast_rcnn"),
         (["+training.stages.rpn.seed=1"], "stages may differ in"),
         (["+training.stages.rpn.model.backbone.norm=gn"], "set it for all stages"),

@@ -82,7 +82,7 @@ def test_parts_that_are_not_there_or_do_not_fit_are_refused(tmp_path: Path) -> N
         load_initial_parts(model, {"head": path})
     with pytest.raises(FileNotFoundError, match="no checkpoint nowhere"):
         check_initial_weights(OmegaConf.create({}), {"head": None, "backbone": "nowhere.pt"})
-    with pytest.raises(ValueError, match=r"frozen=\[head,rpn\]: Pair has no part rpn"):
+    with pytest.raises(ValueError, match=r"freeze=\[head,rpn\]: Pair has no part rpn"):
         freeze_parts(model, ["head", "rpn"])
     with pytest.raises(ValueError, match="Sequential cannot freeze parts"):
         freeze_parts(model.backbone, ["0"])
@@ -113,7 +113,7 @@ def test_a_random_trunk_that_is_frozen_is_said_and_one_that_is_loaded_is_not(tra
     model.backbone.norm, model.backbone.freeze_at = "bn", 0
     assert check_initial_weights(model, {"backbone": None}, ["rpn"]) == []
     [warning] = check_initial_weights(model, {"backbone": None}, ["backbone"])
-    assert "frozen=[backbone] keeps it so" in warning and "or set frozen=[]" in warning
+    assert "freeze=[backbone] keeps it so" in warning and "or set freeze=[]" in warning
 
 
 def test_training_begins_and_keeps_what_the_settings_say(
@@ -121,7 +121,7 @@ def test_training_begins_and_keeps_what_the_settings_say(
 ) -> None:
     """In training mode and with evaluations between; resuming does not begin again."""
     run_dir = tmp_path / "run"
-    settings = (f"run_dir={run_dir}", "frozen=[backbone]", "logging.pictures=0")
+    settings = (f"run_dir={run_dir}", "freeze=[backbone]", "logging.pictures=0")
     train(compose_tiny(*settings, f"init.backbone={trained}", "training.max_steps=2"))
     train(compose_tiny(*settings, "resume=auto", "evaluation.every=3", "training.max_steps=4"))
     former, now = load_checkpoint(trained)["model"], load_checkpoint(run_dir)["model"]
