@@ -38,7 +38,7 @@ def check_images(index: AnnotationIndex) -> tuple[np.ndarray, list[Problem]]:
         good: ``(N,)`` bool.
         problems: one per image that is not good.
     """
-    paths = [str(index.path(i)) for i in range(len(index))]
+    paths = index.paths()
     stamps = np.array([_stamp(path) for path in paths], dtype=np.int64).reshape(-1, 2)
     sizes = np.stack([index.widths, index.heights], axis=1).astype(np.int64)
     state = np.concatenate([stamps, sizes], axis=1)

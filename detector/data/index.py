@@ -7,6 +7,7 @@ processes share the pages, and memory does not grow with their number.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from detector.data import federated
+from detector.data.federated import FederatedLabels
 from detector.data.problems import Problem
 from detector.data.rings import offsets_of, ranges
 
@@ -76,6 +79,9 @@ class AnnotationIndex:
         skeleton: pairs of keypoints (from 0) that drawings connect.
         keypoint_sigmas: J numbers, how exactly annotators agree on each keypoint, relative to the
             object's size (COCO's OKS); ``None`` where the dataset does not say.
+        federated: which classes were looked for in which image; ``None`` where all were in all.
+        source_format: ``"coco"`` where the source file is COCO JSON, which an evaluation can read
+            again; else the reader's name.
         skipped: the damaged records that are not in the index.
         directory: where the arrays are stored, or ``None`` if they are in memory only.
     """
@@ -102,6 +108,8 @@ class AnnotationIndex:
     keypoint_flip: list[int] = field(default_factory=list)
     skeleton: list[tuple[int, int]] = field(default_factory=list)
     keypoint_sigmas: list[float] | None = None
+    federated: FederatedLabels | None = None
+    source_format: str = "coco"
     skipped: list[Problem] = field(default_factory=list)
     directory: Path | None = None
 
@@ -151,6 +159,15 @@ class AnnotationIndex:
         """Path of the ``index``-th image file."""
         return self.image_root / self.file_name(index)
 
+    def paths(self) -> list[str]:
+        """Paths of all image files."""
+        names, ends = bytes(self.file_name_bytes), self.file_name_offsets.tolist()
+        root = str(self.image_root)
+        return [
+            os.path.join(root, names[start:stop].decode())
+            for start, stop in itertools.pairwise(ends)
+        ]
+
     def annotations(self, index: int) -> slice:
         """The ``index``-th image's annotations, as a slice of the annotation arrays."""
         return slice(int(self.annotation_offsets[index]), int(self.annotation_offsets[index + 1]))
@@ -180,6 +197,7 @@ class AnnotationIndex:
             vertex_offsets=offsets_of(vertices_per_ring),
             vertices=self.vertices[ranges(self.vertex_offsets[rings], vertices_per_ring)],
             keypoints=self.keypoints[annotations],
+            federated=self.federated.keep_images(images) if self.federated else None,
             directory=None,
         )
 
@@ -191,6 +209,7 @@ class AnnotationIndex:
             labels=np.zeros_like(self.labels),
             category_ids=np.array([category_id]),
             category_names=[name],
+            federated=None,
             directory=None,
         )
 
@@ -202,6 +221,8 @@ class AnnotationIndex:
             "keypoint_flip": self.keypoint_flip,
             "skeleton": self.skeleton,
             "keypoint_sigmas": self.keypoint_sigmas,
+            "frequencies": self.federated.frequencies if self.federated else None,
+            "source_format": self.source_format,
             "skipped": [dataclasses.asdict(problem) for problem in self.skipped],
         }
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -209,6 +230,8 @@ class AnnotationIndex:
         try:
             for name in _ARRAYS:
                 np.save(temporary / f"{name}.npy", getattr(self, name))
+            for name in federated.ARRAYS if self.federated else ():
+                np.save(temporary / f"{name}.npy", getattr(self.federated, name))
             (temporary / "meta.json").write_text(json.dumps(meta))
             os.replace(temporary, directory)
         except OSError:
@@ -226,6 +249,10 @@ class AnnotationIndex:
             FileNotFoundError: nothing was saved there.
         """
         meta = json.loads((directory / "meta.json").read_text())
+        labels = None
+        if meta["frequencies"] is not None:
+            arrays = {name: _map_array(directory / f"{name}.npy") for name in federated.ARRAYS}
+            labels = FederatedLabels(**arrays, frequencies=meta["frequencies"])
         return cls(
             **{name: _map_array(directory / f"{name}.npy") for name in _ARRAYS},
             category_names=meta["category_names"],
@@ -233,6 +260,8 @@ class AnnotationIndex:
             keypoint_flip=meta["keypoint_flip"],
             skeleton=[(first, second) for first, second in meta["skeleton"]],
             keypoint_sigmas=meta["keypoint_sigmas"],
+            federated=labels,
+            source_format=meta["source_format"],
             skipped=[Problem(**problem) for problem in meta["skipped"]],
             source_file=source_file,
             image_root=image_root,

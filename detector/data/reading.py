@@ -7,16 +7,25 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from detector.cache import cache_directory
+from detector.data.file_digests import stamp_files
 from detector.data.image_check import check_images
 from detector.data.index import AnnotationIndex
 from detector.data.problems import OnError, settle_problems
+
+_STAMPS = "image_stamps.npy"
 
 _logger = logging.getLogger(__name__)
 
 
 def cached_index(
-    name: str, source_file: Path, image_root: Path, parse: Callable[[], AnnotationIndex]
+    name: str,
+    source_file: Path,
+    image_root: Path,
+    parse: Callable[[], AnnotationIndex],
+    sizes_from_images: bool = False,
 ) -> AnnotationIndex:
     """The index of the content that ``name`` stands for, parsed once and mapped ever after.
 
@@ -24,10 +33,20 @@ def cached_index(
         name: of the cache's folder; holds the reader, its version and a digest of what it reads.
         source_file, image_root: of the index; they may differ between datasets of one content.
         parse: makes the index where the cache has none.
+        sizes_from_images: whether ``parse`` took the sizes of images from their files, so that the
+            index is good only as long as these stay as they are.
     """
     directory = cache_directory() / "index" / name
     index = _load(directory, source_file, image_root)
-    return _store(parse(), directory) if index is None else index
+    if index is not None and sizes_from_images and not _images_stayed(index, directory):
+        shutil.rmtree(directory, ignore_errors=True)
+        index = None
+    if index is not None:
+        return index
+    index = _store(parse(), directory)
+    if sizes_from_images and index.directory is not None:
+        np.save(directory / _STAMPS, stamp_files(index.paths()))
+    return index
 
 
 def check_index(index: AnnotationIndex, on_error: OnError, check_files: bool) -> AnnotationIndex:
@@ -57,6 +76,16 @@ def check_index(index: AnnotationIndex, on_error: OnError, check_files: bool) ->
             "or difficult; annotate at least one object"
         )
     return index
+
+
+def _images_stayed(index: AnnotationIndex, directory: Path) -> bool:
+    if index.skipped:  # an image may have been restored
+        return False
+    try:
+        stamps = np.load(directory / _STAMPS)
+    except (OSError, EOFError, ValueError):
+        return False
+    return np.array_equal(stamps, stamp_files(index.paths()))
 
 
 def _load(directory: Path, source_file: Path, image_root: Path) -> AnnotationIndex | None:

@@ -90,6 +90,7 @@ def parse_entries(
         category_names=classes,
         source_file=source_file,
         image_root=image_root,
+        source_format="voc",
         skipped=problems,
     )
 
