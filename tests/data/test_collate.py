@@ -1,5 +1,7 @@
 """Batches: shapes by bucket, slots, edges."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -77,6 +79,21 @@ def test_slots_are_powers_of_two():
 
 def test_without_masks():
     assert Collate(with_masks=False)([make_sample(8, 8, [[4]])]).targets.polygons is None
+
+
+def test_keypoints_and_their_empty_slots():
+    rng = np.random.default_rng(0)
+    samples = [make_sample(20, 30, [[3]] * count) for count in (3, 0, 9)]
+    samples = [
+        dataclasses.replace(sample, keypoints=rng.random((len(sample), 5, 3), np.float32))
+        for sample in samples
+    ]
+    targets = Collate(with_keypoints=True)(samples).targets
+    assert targets.keypoints.shape == (3, 16, 5, 3) and targets.keypoints.dtype == torch.float32
+    for found, sample in zip(targets.keypoints, samples, strict=True):
+        np.testing.assert_array_equal(found[: len(sample)], sample.keypoints)
+        assert not found[len(sample) :].any()
+    assert Collate()(samples).targets.keypoints is None
 
 
 @pytest.mark.parametrize(

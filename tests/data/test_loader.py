@@ -173,6 +173,31 @@ def test_masks_are_asked_of_a_dataset_that_has_none(coco_folder):
     assert next(iter(build_eval_loader(dataset, 2))).targets.polygons is None
 
 
+def test_keypoints_are_asked_of_a_dataset_that_has_none(coco_folder):
+    def make():
+        coco_folder.write()
+        return DetectionDataset("annotations.json", "images", root=coco_folder.root)
+
+    dataset = make()
+    for build in (build_train_loader, build_eval_loader):
+        with pytest.raises(
+            ValueError, match=r"annotations\.json: its categories name no keypoints"
+        ):
+            build(dataset, 2, with_keypoints=True)
+    assert next(iter(build_eval_loader(dataset, 2))).targets.keypoints is None
+
+    coco_folder.data["categories"][1]["keypoints"] = ["nose", "tail"]
+    coco_folder.data["annotations"][2]["keypoints"] = [25, 4, 2, 30, 6, 1]
+    dataset = make()
+    batch = next(iter(build_eval_loader(dataset, 2)))  # images 1 and 4
+    assert batch.targets.keypoints.shape == (2, 8, 2, 3)
+    assert batch.targets.keypoints[0, 1].tolist() == [[25.5, 4.5, 2], [30.5, 6.5, 1]]
+    assert batch.targets.keypoints.count_nonzero() == 6
+    assert next(iter(build_train_loader(dataset, 2))).targets.keypoints is None
+    batch = next(iter(build_train_loader(dataset, 2, with_keypoints=True, num_workers=1)))
+    assert batch.targets.keypoints.shape == (2, 8, 2, 3)
+
+
 def test_batches_without_any_object(coco_folder):
     coco_folder.data["annotations"] = coco_folder.data["annotations"][:1]
     coco_folder.write()
