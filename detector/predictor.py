@@ -46,6 +46,8 @@ class Detector:
         transforms: albumentations transforms that bring an image to the network's input size.
         runtime: where and in which precision to run.
         buckets: padded sizes, see :class:`detector.data.collate.Collate`.
+        keypoint_names: J names, of a model with keypoints.
+        skeleton: pairs of keypoints, from 0, that a drawing connects.
     """
 
     def __init__(
@@ -56,11 +58,15 @@ class Detector:
         transforms: Sequence[Any] = (),
         runtime: Runtime | None = None,
         buckets: Sequence[Sequence[int]] | None = None,
+        keypoint_names: Sequence[str] = (),
+        skeleton: Sequence[Sequence[int]] = (),
     ) -> None:
         self.runtime = runtime or Runtime()
         self.model = self.runtime.place(model)
         self.names = list(class_names)
         self.category_ids = list(category_ids)
+        self.keypoint_names = list(keypoint_names)
+        self.skeleton = [(first, second) for first, second in skeleton]
         self._augmentation = Augmentation(transforms)
         self._collate = Collate(buckets, with_masks=False)
 
@@ -145,6 +151,8 @@ class Detector:
             batch.original_sizes,
             self.names,
             category_ids=self.category_ids,
+            keypoint_names=self.keypoint_names,
+            skeleton=self.skeleton,
             image_ids=[image_id],
             images=[pixels],
             paths=None if path is None else [path],
@@ -196,6 +204,9 @@ def load(
         transforms=build(config.augment.val),
         runtime=runtime or Runtime(device),
         buckets=plain(config.data.buckets),
+        # Checkpoints of models without keypoints, and older ones, say nothing of them.
+        keypoint_names=content.get("keypoint_names", ()),
+        skeleton=content.get("skeleton", ()),
     )
 
 

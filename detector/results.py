@@ -35,6 +35,10 @@ class Result:
         image: ``(height, width, 3)`` uint8 RGB, for :meth:`plot`.
         image_id: the dataset's id of the image.
         path: the image file.
+        keypoints: ``(n, J, 3)`` float32 ``(x, y, score)`` in pixels of the image file, or ``None``
+            when the model finds none. The score tells how sure the place is, above 0.
+        keypoint_names: J names, of a model with keypoints.
+        skeleton: pairs of keypoints, from 0, that a drawing connects.
     """
 
     boxes: np.ndarray
@@ -48,6 +52,9 @@ class Result:
     image: np.ndarray | None = None
     image_id: int | None = None
     path: Path | None = None
+    keypoints: np.ndarray | None = None
+    keypoint_names: Sequence[str] = ()
+    skeleton: Sequence[tuple[int, int]] = ()
 
     @property
     def names(self) -> list[str]:
@@ -75,6 +82,7 @@ class Result:
             labels=self.labels[keep],
             scores=self.scores[keep],
             box_masks=None if self.box_masks is None else self.box_masks[keep],
+            keypoints=None if self.keypoints is None else self.keypoints[keep],
         )
 
     def above(self, score_threshold: float) -> Result:
@@ -84,7 +92,10 @@ class Result:
     def to_coco(
         self, image_id: int | None = None, category_ids: Sequence[int] | None = None
     ) -> list[dict[str, Any]]:
-        """One record per instance in COCO results format: box, score and, if found, the mask.
+        """One record per instance in COCO results format: box, score and what else was found.
+
+        That is the mask as ``segmentation``, and ``keypoints`` as x, y, score of one after another;
+        there COCO counts from the centre of the first pixel, half a pixel from where boxes do.
 
         Args:
             image_id: overrides :attr:`image_id`.
@@ -116,6 +127,12 @@ class Result:
         ]
         for record, rle in zip(records, self.rle() or [], strict=False):
             record["segmentation"] = rle
+        if self.keypoints is not None:
+            pixels = self.keypoints.astype(np.float64) - (0.5, 0.5, 0.0)
+            for record, values in zip(
+                records, pixels.reshape(len(records), 3 * pixels.shape[1]), strict=True
+            ):
+                record["keypoints"] = values.round(3).tolist()
         return records
 
     def plot(self) -> Image.Image:
@@ -128,7 +145,14 @@ class Result:
             raise ValueError("this result carries no image to draw on: predict from an image")
         return Image.fromarray(
             draw_instances(
-                self.image, self.boxes, self.labels, self.names, self.scores, self.box_masks
+                self.image,
+                self.boxes,
+                self.labels,
+                self.names,
+                self.scores,
+                self.box_masks,
+                keypoints=self.keypoints,
+                skeleton=self.skeleton,
             )
         )
 
@@ -147,6 +171,8 @@ class Result:
         instances = ", ".join(f"{count} {self.class_names[label]}" for count, label in by_count)
         of = "" if self.path is None else f"{Path(self.path).name}, "
         kind = "boxes" if self.box_masks is None else "boxes and masks"
+        if self.keypoints is not None:
+            kind = kind.replace(" and", ",") + " and keypoints"
         return f"Result({of}{self.width}x{self.height}: {instances or 'nothing'}; {kind})"
 
     def _repr_png_(self) -> bytes | None:
@@ -169,12 +195,14 @@ def to_results(
     class_names: Sequence[str],
     *,
     category_ids: Sequence[int] | None = None,
+    keypoint_names: Sequence[str] = (),
+    skeleton: Sequence[tuple[int, int]] = (),
     image_ids: Sequence[int] | Tensor | None = None,
     images: Sequence[np.ndarray] | None = None,
     paths: Sequence[Path] | None = None,
     score_threshold: float = 0.0,
 ) -> list[Result]:
-    """Trim empty slots, and scale boxes back to the image files.
+    """Trim empty slots, and scale boxes and keypoints back to the image files.
 
     Args:
         detections: of B images, on any device.
@@ -182,6 +210,8 @@ def to_results(
         original_sizes: ``(B, 2)`` (height, width) of the image files.
         class_names: K names.
         category_ids: K ids of the dataset.
+        keypoint_names: J names.
+        skeleton: pairs of keypoints that a drawing connects.
         image_ids: B ids of the dataset.
         images: B images ``(height, width, 3)`` uint8 RGB of the original sizes, for drawing.
         paths: B image files.
@@ -202,6 +232,10 @@ def to_results(
         boxes = boxes * boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
         boxes = boxes.clamp(min=0.0).minimum(boxes.new_tensor([width, height, width, height]))
         masks = None if detections.masks is None else detections.masks[i][keep].float().numpy()
+        keypoints = None
+        if detections.keypoints is not None:
+            keypoints = detections.keypoints[i][keep].double()
+            keypoints = (keypoints * keypoints.new_tensor([scale_x, scale_y, 1.0])).float().numpy()
         results.append(
             Result(
                 boxes=boxes.float().numpy(),
@@ -211,6 +245,9 @@ def to_results(
                 height=height,
                 width=width,
                 box_masks=masks,
+                keypoints=keypoints,
+                keypoint_names=keypoint_names,
+                skeleton=skeleton,
                 category_ids=category_ids,
                 image=None if images is None else images[i],
                 image_id=None if ids is None else ids[i],

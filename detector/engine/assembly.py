@@ -66,6 +66,22 @@ def set_num_classes(cfg: DictConfig, class_names: list[str], dataset: str | Path
     OmegaConf.update(cfg, "num_classes", len(class_names))
 
 
+def set_num_keypoints(cfg: DictConfig, num_keypoints: int, dataset: str | Path) -> None:
+    """Fills ``num_keypoints`` from data that has keypoints.
+
+    Raises:
+        ValueError: it is set to another number.
+    """
+    if not num_keypoints:  # check_keypoints tells, if the model needs some
+        return
+    if cfg.num_keypoints is not None and cfg.num_keypoints != num_keypoints:
+        raise ValueError(
+            f"num_keypoints={cfg.num_keypoints}, but {dataset} has {num_keypoints}; leave "
+            "num_keypoints out, it is taken from the data"
+        )
+    OmegaConf.update(cfg, "num_keypoints", num_keypoints)
+
+
 def classes_of(
     model: nn.Module, class_names: list[str], category_ids: list[int]
 ) -> tuple[list[str], list[int]]:
@@ -182,13 +198,23 @@ def build_evaluator(
     Args:
         evaluation: the group.
         dataset: what to evaluate on.
-        model: tells whether it finds masks and tells classes apart; if not, all objects are of
-            one class.
+        model: tells whether it finds masks and keypoints and tells classes apart; if not, all
+            objects are of one class.
+
+    Raises:
+        ValueError: the dataset has another number of keypoints than the model, or keypoints that
+            cannot be evaluated.
     """
     index = dataset.index if model.has_classes else dataset.index.as_one_class()
+    if model.has_keypoints and index.has_keypoints and index.num_keypoints != model.num_keypoints:
+        raise ValueError(
+            f"the model finds {model.num_keypoints} keypoints of an object, but "
+            f"{index.source_file} has {index.num_keypoints}; evaluate on data with the same"
+        )
     if choose_metric(evaluation, dataset) == "voc":
         return VOCEvaluator(index)
-    iou_types = ("box", "mask") if model.has_masks else ("box",)
+    found = {"box": True, "mask": model.has_masks, "keypoint": model.has_keypoints}
+    iou_types = [kind for kind, is_found in found.items() if is_found]
     return CocoEvaluator(index, iou_types, plain(evaluation.max_detections))
 
 

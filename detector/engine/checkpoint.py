@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from detector.engine.atomic_file import atomic_write
+from detector.evaluation.keypoints import NUMBERS as KEYPOINT_NUMBERS
 from detector.evaluation.voc import NUMBERS
 
 FORMAT = 1
@@ -279,32 +280,41 @@ def _some(names: list[str]) -> str:
 
 
 def best_metric(
-    name: str | None, has_masks: bool, max_detections: list[int], metric: str = "coco"
+    name: str | None,
+    has_masks: bool,
+    max_detections: list[int],
+    metric: str = "coco",
+    has_keypoints: bool = False,
 ) -> tuple[str, str]:
     """The number that decides about ``best.pt``, as its keys in an evaluation's metrics.
 
     Args:
-        name: such as ``"mask.AP"`` or ``"box.AP50"``; ``None`` is the masks' AP, or without masks
-            the boxes', and ``"voc.AP50"`` of VOC's.
+        name: such as ``"mask.AP"`` or ``"box.AP50"``; ``None`` is the AP of keypoints, or else of
+            masks, or else of boxes, and ``"voc.AP50"`` of VOC's.
         has_masks: whether masks are evaluated.
         max_detections: limits of the evaluation.
         metric: ``"coco"`` or ``"voc"``, the kind of evaluation.
+        has_keypoints: whether keypoints are evaluated.
 
     Raises:
         ValueError: there is no such metric.
     """
     if metric == "voc":
-        kinds, keys = ("voc",), list(NUMBERS)
+        keys_of = {"voc": list(NUMBERS)}
     else:
-        kinds = ("box", "mask") if has_masks else ("box",)
         keys = ["AP", "AP50", "AP75", "APs", "APm", "APl", "ARs", "ARm", "ARl"]
         keys += [f"AR{limit}" for limit in max_detections]
+        keys_of = dict.fromkeys(("box", "mask") if has_masks else ("box",), keys)
+        if has_keypoints:
+            keys_of["keypoint"] = list(KEYPOINT_NUMBERS)
     if name is None:
-        return kinds[-1], keys[0]
+        kind = list(keys_of)[-1]
+        return kind, keys_of[kind][0]
     kind, _, key = name.partition(".")
-    if kind not in kinds or key not in keys:
+    if key not in keys_of.get(kind, ()):
+        keys = keys_of.get(kind) or next(iter(keys_of.values()))
         raise ValueError(
-            f"checkpoint.metric={name} is not known: write one of {', '.join(kinds)}, a dot, and "
+            f"checkpoint.metric={name} is not known: write one of {', '.join(keys_of)}, a dot, and "
             f"one of {', '.join(keys)}"
         )
     return kind, key

@@ -20,6 +20,7 @@ from detector.structures import Proposals
 _INNER = ("trunk", "pooler")
 
 NOT_RUN = "not run at inference"
+COCO_KEYPOINTS = 17
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,12 @@ def build_without_memory(cfg: DictConfig, num_classes: int) -> nn.Module:
 
     Args:
         cfg: with the group ``model``; files of weights that it names are not read.
-        num_classes: K.
+        num_classes: K. As many keypoints as the configuration says, or as COCO's people have.
     """
     cfg = cfg.copy()
     OmegaConf.update(cfg, "num_classes", num_classes)
+    if OmegaConf.select(cfg, "num_keypoints") is None:
+        OmegaConf.update(cfg, "num_keypoints", COCO_KEYPOINTS, force_add=True)
     tree = _without_weights(plain(cfg.model))
     with torch.device("meta"):
         return build(OmegaConf.create(tree))

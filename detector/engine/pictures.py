@@ -72,4 +72,6 @@ def draw_ground_truth(index: AnnotationIndex, i: int) -> np.ndarray:
         labels,
         [index.category_names[label] for label in labels],
         rings=rings if index.has_masks else None,
+        keypoints=index.keypoints[annotations] if index.has_keypoints else None,
+        skeleton=index.skeleton,
     )

@@ -18,6 +18,7 @@ from detector.roi_heads.vgg import VGGHead
 _DETECTORS = {
     ("FasterRCNN", "resnet50"): "FasterRCNN_ResNet50_FPN_Weights.COCO_V1",
     ("MaskRCNN", "resnet50"): "MaskRCNN_ResNet50_FPN_Weights.COCO_V1",
+    ("KeypointRCNN", "resnet50"): "KeypointRCNN_ResNet50_FPN_Weights.COCO_V1",
 }
 # Its multiply-adds are of one image of noise, resized to this side. The models find nothing on it,
 # so that no mask is computed.
@@ -71,12 +72,15 @@ def _compare_detector(cfg: DictConfig) -> list[Comparison]:
     rows = [Comparison(f"parameters {classes}", source, meta["num_params"], parameters)]
     if "_ops" in meta:
         parts = measure_parts(model, 1, _SIDE, _SIDE)
-        parts = [part for part in parts if not part.path.startswith("mask_branch")]
+        extras = ("mask_branch", "keypoint_branch")
+        parts = [part for part in parts if not part.path.startswith(extras)]
         [scored] = [part.shapes[0][0] for part in parts if part.path == "box_branch.predictor"]
         ours = multiply_adds(parts) + scored * 4 * predictor.in_channels
         what = f"multiply-adds at {_SIDE} x {_SIDE} {classes}"
         if model.has_masks:
             what += ", without masks"
+        if model.has_keypoints:
+            what += ", without keypoints"
         rows.append(Comparison(what, source, round(meta["_ops"] * 1e9), ours))
     return rows
 
@@ -86,6 +90,8 @@ def _kind(model: DictConfig) -> tuple[str, str] | None:
     heads = {"box_branch._target_": "BoxBranch"}
     if "mask_branch" in model:
         heads["mask_branch.head._target_"] = "FCNMaskHead"
+    if "keypoint_branch" in model:
+        heads["keypoint_branch.head._target_"] = "KeypointHead"
     for key, kind in {"backbone._target_": "resnet_fpn", **heads}.items():
         if (OmegaConf.select(model, key) or "").rpartition(".")[2] != kind:
             return None

@@ -97,6 +97,7 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
     if former:
         check_classes(resume_from, former, classes, train_set.index.source_file)
     assembly.set_num_classes(cfg, classes, train_set.index.source_file)
+    assembly.set_num_keypoints(cfg, train_set.index.num_keypoints, train_set.index.source_file)
 
     # Model, from random or pretrained weights.
     seed_everything(cfg.seed)
@@ -164,9 +165,12 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
     # Evaluation.
     max_detections = assembly.plain(cfg.evaluation.max_detections)
     has_masks = model.has_masks and val_set.index.has_masks
+    has_keypoints = model.has_keypoints and val_set.index.has_keypoints
     evaluator = assembly.build_evaluator(cfg.evaluation, val_set, model)
     metric = assembly.choose_metric(cfg.evaluation, val_set)
-    kind, key = best_metric(cfg.checkpoint.metric, has_masks, max_detections, metric)
+    kind, key = best_metric(
+        cfg.checkpoint.metric, has_masks, max_detections, metric, has_keypoints
+    )
     # A picture alone has no proposals.
     num_pictures = 0 if model.needs_proposals else cfg.logging.pictures
     comparisons = Comparisons(val_set.index, num_pictures, cfg.logging.score_threshold)
@@ -178,6 +182,8 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
         transforms=assembly.build(cfg.augment.val),
         runtime=runtime,
         buckets=assembly.plain(cfg.data.buckets),
+        keypoint_names=train_set.index.keypoint_names if model.has_keypoints else (),
+        skeleton=train_set.index.skeleton if model.has_keypoints else (),
     )
 
     # The run directory.
@@ -201,6 +207,8 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
                 "config": config_text,
                 "class_names": list(classes),
                 "category_ids": category_ids,
+                "keypoint_names": list(watcher.keypoint_names),
+                "skeleton": [list(pair) for pair in watcher.skeleton],
                 "step": step,
                 "optimizer": optimizer.state_dict(),
                 "loader": loader.state_dict(),

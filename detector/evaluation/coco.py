@@ -19,13 +19,15 @@ from pycocotools.cocoeval import COCOeval
 
 from detector.evaluation.collector import DetectionCollector
 from detector.evaluation.ground_truth import as_coco, load_ground_truth, quiet
+from detector.evaluation.keypoints import MAX_DETECTIONS, keypoint_area, oks_sigmas, ten_numbers
 from detector.structures import Batch, Detections
 
 if TYPE_CHECKING:
     from detector.data.index import AnnotationIndex
 
-IOU_TYPES = ("box", "mask")
+IOU_TYPES = ("box", "mask", "keypoint")
 UNDEFINED = -1.0
+_PYCOCOTOOLS = {"box": "bbox", "mask": "segm", "keypoint": "keypoints"}
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Evaluation:
         metrics: ``{"box": {"AP": ..., ...}, "mask": {...}, "per_class": {name: {"box_AP": ...,
             "mask_AP": ...}}}``, plain floats in 0..1, -1 where undefined. The twelve numbers are
             AP, AP50, AP75, APs, APm, APl, three ARs named by their number of detections (AR1, AR10,
-            AR100 by default), ARs, ARm, ARl.
+            AR100 by default), ARs, ARm, ARl. "keypoint", where evaluated, has the ten of
+            :mod:`detector.evaluation.keypoints`.
         results: the detections in COCO results format.
         notes: statements on what was left out, and why.
     """
@@ -54,17 +57,20 @@ class CocoEvaluator(DetectionCollector):
 
     Args:
         index: the dataset; every image of it has to be seen before :meth:`summarize`.
-        iou_types: of ``"box"`` and ``"mask"``; masks are left out, and a note says so, when the
-            dataset has boxes only.
+        iou_types: of ``"box"``, ``"mask"`` and ``"keypoint"`` (by OKS instead of IoU); masks and
+            keypoints are left out, and a note says so, when the dataset or the model has none.
         max_detections: three ascending numbers of detections per image and class. AP and the ARs by
             size use the last one, so that a dataset with more than 100 instances in an image can
-            raise it.
+            raise it. Keypoints have COCO's 20.
+
+    Raises:
+        ValueError: numbers or types that are none, or keypoints whose sigmas are not known.
     """
 
     def __init__(
         self,
         index: AnnotationIndex,
-        iou_types: Sequence[str] = IOU_TYPES,
+        iou_types: Sequence[str] = ("box", "mask"),
         max_detections: Sequence[int] = (1, 10, 100),
     ) -> None:
         limits = tuple(int(limit) for limit in max_detections)
@@ -81,16 +87,21 @@ class CocoEvaluator(DetectionCollector):
         self._notes: list[str] = []
         self._ground_truth: COCO | None = None
         if not index.has_masks:
-            self._leave_out_masks(f"{index.source_file} has boxes without segmentation")
+            self._leave_out("mask", f"{index.source_file} has boxes without segmentation")
+        if not index.has_keypoints:
+            self._leave_out("keypoint", f"{index.source_file} has none")
+        self._sigmas = oks_sigmas(index) if "keypoint" in self._iou_types else []
 
     def update(self, batch: Batch, detections: Detections) -> None:
         """Take in the detections of a batch; an image that was seen before is passed over."""
         if detections.masks is None:
-            self._leave_out_masks("the model finds boxes only")
+            self._leave_out("mask", "the model finds boxes only")
+        if detections.keypoints is None:
+            self._leave_out("keypoint", "the model finds none")
         super().update(batch, detections)
 
     def summarize(self) -> Evaluation:
-        """The twelve numbers of each kind and the AP of each class.
+        """The numbers of each kind and the AP of each class.
 
         Raises:
             ValueError: when images of the dataset were not seen, naming them.
@@ -101,7 +112,10 @@ class CocoEvaluator(DetectionCollector):
         per_class: dict[str, dict[str, float]] = {name: {} for name in names}
         for kind in self._iou_types:
             precision, recall = self._accumulate(kind, results)
-            metrics[kind] = twelve_numbers(precision, recall, self._max_detections)
+            if kind == "keypoint":
+                metrics[kind] = ten_numbers(precision, recall)
+            else:
+                metrics[kind] = twelve_numbers(precision, recall, self._max_detections)
             for k, numbers in enumerate(per_class.values()):
                 numbers[f"{kind}_AP"] = _mean_defined(precision[:, :, k, 0, -1])
         return Evaluation({**metrics, "per_class": per_class}, results, list(self._notes))
@@ -109,23 +123,27 @@ class CocoEvaluator(DetectionCollector):
     def _accumulate(
         self, kind: str, results: list[dict[str, Any]]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """pycocotools' precision (T, R, K, A, M) and recall (T, K, A, M) for boxes or masks."""
+        """pycocotools' precision (T, R, K, A, M) and recall (T, K, A, M) of a kind."""
         if self._ground_truth is None:
             self._ground_truth = load_ground_truth(self._index)
         truth = self._ground_truth
         records = [_result_record(kind, i + 1, record) for i, record in enumerate(results)]
         found = as_coco(truth.dataset["images"], truth.dataset["categories"], records)
         with quiet():
-            evaluation = COCOeval(truth, found, {"box": "bbox", "mask": "segm"}[kind])
-            evaluation.params.maxDets = list(self._max_detections)
+            evaluation = COCOeval(truth, found, _PYCOCOTOOLS[kind])
+            if kind == "keypoint":
+                evaluation.params.kpt_oks_sigmas = np.array(self._sigmas)
+                evaluation.params.maxDets = [MAX_DETECTIONS]
+            else:
+                evaluation.params.maxDets = list(self._max_detections)
             evaluation.evaluate()
             evaluation.accumulate()
         return evaluation.eval["precision"], evaluation.eval["recall"]
 
-    def _leave_out_masks(self, reason: str) -> None:
-        if "mask" in self._iou_types:
-            self._iou_types.remove("mask")
-            self._notes.append(f"Masks are not evaluated: {reason}.")
+    def _leave_out(self, kind: str, reason: str) -> None:
+        if kind in self._iou_types:
+            self._iou_types.remove(kind)
+            self._notes.append(f"{kind.capitalize()}s are not evaluated: {reason}.")
 
 
 def twelve_numbers(
@@ -166,13 +184,16 @@ def _result_record(kind: str, number: int, result: dict[str, Any]) -> dict[str, 
     """A detection as pycocotools compares it.
 
     The area, which decides about small, medium and large, is that of what is compared: of the box
-    in box evaluation, of the mask in mask evaluation.
+    in box evaluation, of the mask in mask evaluation, of the extent of the keypoints in theirs.
     """
     record = {key: result[key] for key in ("image_id", "category_id", "score")}
     record.update(id=number, iscrowd=0)
     if kind == "box":
         record["bbox"] = result["bbox"]
         record["area"] = result["bbox"][2] * result["bbox"][3]
+    elif kind == "keypoint":
+        record["keypoints"] = result["keypoints"]
+        record["area"] = keypoint_area(result["keypoints"])
     else:
         record["segmentation"] = result["segmentation"]
         record["area"] = float(coco_mask.area(result["segmentation"]))

@@ -12,6 +12,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from detector.evaluation.keypoints import keypoint_fields
+
 if TYPE_CHECKING:
     from detector.data.index import AnnotationIndex
 
@@ -21,7 +23,8 @@ def load_ground_truth(index: AnnotationIndex) -> COCO:
 
     Only the index's images and annotations remain, so records that were skipped as damaged are in
     neither training nor evaluation; categories are those the index gives them. Annotations are
-    numbered anew from 1: pycocotools takes a match with an annotation of id 0 for no match.
+    numbered anew from 1: pycocotools takes a match with an annotation of id 0 for no match. With
+    keypoints in the index every annotation has some, if only unlabelled ones.
 
     Raises:
         ValueError: the file is no longer what the index was made of.
@@ -49,6 +52,8 @@ def load_ground_truth(index: AnnotationIndex) -> COCO:
         if record["image_id"] in images and identifier not in annotations:
             image = images[record["image_id"]]
             cleaned = _clean(record, len(annotations) + 1, image)
+            if index.has_keypoints:
+                cleaned |= keypoint_fields(record, index.num_keypoints)
             annotations[identifier] = cleaned | {"category_id": kept[identifier]}
     if len(annotations) != len(kept):
         raise ValueError(f"{index.source_file} was changed while in use; start again")

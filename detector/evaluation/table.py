@@ -6,7 +6,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from detector.evaluation.coco import IOU_TYPES, Evaluation
+from detector.evaluation.coco import Evaluation
+from detector.evaluation.keypoints import MAX_DETECTIONS
 
 SIZES = {"s": "small", "m": "medium", "l": "large"}
 
@@ -14,8 +15,10 @@ SIZES = {"s": "small", "m": "medium", "l": "large"}
 def evaluation_table(evaluation: Evaluation) -> Group:
     """The twelve numbers, the AP of each class, and the notes, for ``rich.print``."""
     notes = [Text(note, style="yellow") for note in evaluation.notes]
-    summary = voc_table(evaluation) if "voc" in evaluation.metrics else summary_table(evaluation)
-    return Group(summary, per_class_table(evaluation), *notes)
+    tables = [voc_table(evaluation) if "voc" in evaluation.metrics else summary_table(evaluation)]
+    if "keypoint" in evaluation.metrics:
+        tables.append(keypoint_table(evaluation))
+    return Group(*tables, per_class_table(evaluation), *notes)
 
 
 def voc_table(evaluation: Evaluation) -> Table:
@@ -32,7 +35,7 @@ def voc_table(evaluation: Evaluation) -> Table:
 
 def summary_table(evaluation: Evaluation) -> Table:
     """The twelve COCO numbers of boxes and masks; an undefined number is shown as a dash."""
-    kinds = [kind for kind in IOU_TYPES if kind in evaluation.metrics]
+    kinds = [kind for kind in ("box", "mask") if kind in evaluation.metrics]
     table = Table("", "IoU", "size", "detections", title="COCO evaluation", title_justify="left")
     for kind in kinds:
         table.add_column(kind, justify="right", no_wrap=True)
@@ -53,10 +56,28 @@ def summary_table(evaluation: Evaluation) -> Table:
     return table
 
 
+def keypoint_table(evaluation: Evaluation) -> Table:
+    """The ten COCO numbers of keypoints; an undefined number is shown as a dash."""
+    title = "COCO evaluation of keypoints"
+    table = Table("", "OKS", "size", "detections", title=title, title_justify="left")
+    table.add_column("keypoint", justify="right", no_wrap=True)
+    for key, value in evaluation.metrics["keypoint"].items():
+        style = "bold" if key == "AP" else ""
+        table.add_row(
+            Text(key, style=style),
+            f".{key[2:]}" if key[2:].isdigit() else ".50:.95",
+            SIZES.get(key[-1], "all"),
+            str(MAX_DETECTIONS),
+            Text(_shown(value), style=style),
+            end_section=key == "APl",
+        )
+    return table
+
+
 def per_class_table(evaluation: Evaluation, classes_per_column: int = 20) -> Table:
     """The AP of each class (VOC's at IoU .50), in up to three columns side by side."""
     per_class = list(evaluation.metrics["per_class"].items())
-    keys = {"box": "box_AP", "mask": "mask_AP", "voc": "voc_AP50"}
+    keys = {"box": "box_AP", "mask": "mask_AP", "keypoint": "keypoint_AP", "voc": "voc_AP50"}
     kinds = [kind for kind in keys if kind in evaluation.metrics]
     num_columns = min(3, max(1, -(-len(per_class) // classes_per_column)))
     num_rows = -(-len(per_class) // num_columns)

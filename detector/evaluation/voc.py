@@ -44,9 +44,13 @@ class VOCEvaluator(DetectionCollector):
 
     def update(self, batch: Batch, detections: Detections) -> None:
         """Take in the boxes of a batch; an image that was seen before is passed over."""
-        if detections.masks is not None:
-            self._notes = ["Masks are not evaluated: VOC's numbers here are those of boxes."]
-        super().update(batch, dataclasses.replace(detections, masks=None))
+        found = {"Masks": detections.masks, "Keypoints": detections.keypoints}
+        self._notes = [
+            f"{kind} are not evaluated: VOC's numbers here are those of boxes."
+            for kind, values in found.items()
+            if values is not None
+        ]
+        super().update(batch, dataclasses.replace(detections, masks=None, keypoints=None))
 
     def summarize(self) -> Evaluation:
         """The numbers over all classes and of each; the results tell the image files too.

@@ -1,4 +1,4 @@
-"""Instances over their image: translucent masks with bright contours, boxes, name plates."""
+"""Instances over their image: masks with bright contours, boxes, keypoints, name plates."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from detector.visualize.colors import class_color
+from detector.visualize.keypoints import draw_keypoints
 from detector.visualize.labels import draw_plate, place_plates, plate_size
 from detector.visualize.regions import (
     Region,
@@ -47,6 +48,8 @@ def draw_instances(
     scores: np.ndarray | None = None,
     masks: np.ndarray | None = None,
     rings: Sequence[Sequence[np.ndarray]] | None = None,
+    keypoints: np.ndarray | None = None,
+    skeleton: Sequence[tuple[int, int]] = (),
 ) -> np.ndarray:
     """Draw n instances.
 
@@ -64,6 +67,9 @@ def draw_instances(
         masks: ``(n, H, W)`` bool, or ``(n, M, M)`` float probabilities inside each box.
         rings: instead of ``masks``, per instance a list of ``(v, 2)`` vertices in pixels of the
             image; holes run the other way round.
+        keypoints: ``(n, J, 3)`` ``(x, y, score)`` in pixels of the image, of ground truth with the
+            visibility for a score.
+        skeleton: pairs of keypoints that are connected.
 
     Returns:
         ``(H * zoom, W * zoom, 3)`` uint8 RGB, ``zoom`` as :func:`picture_zoom` says.
@@ -90,6 +96,9 @@ def draw_instances(
         opacity = BOX_OPACITY if regions is None else BOX_OPACITY_BESIDE_MASK
         thickness = line if regions is None else max(1, line // 2)
         _draw_box(picture, boxes[i] * zoom, colors[i], thickness, opacity)
+        if keypoints is not None:
+            places = np.asarray(keypoints[i], np.float64) * (zoom, zoom, 1)
+            draw_keypoints(picture, places, skeleton, colors[i], thickness)
 
     _draw_plates(picture, boxes * zoom, labels, names, scores)
     return picture.round().clip(0, 255).astype(np.uint8)
