@@ -1,4 +1,4 @@
-"""The records of a COCO file, checked one by one, as the flat arrays of an annotation index."""
+"""The records of a COCO file, checked one by one, as the columns of an annotation index."""
 
 from __future__ import annotations
 
@@ -11,40 +11,33 @@ import numpy as np
 
 from detector.data.coco_keypoints import REMEDY as FIX_KEYPOINTS
 from detector.data.coco_keypoints import KeypointColumns, read_keypoint_names
-from detector.data.coco_masks import REMEDY as FIX_MASK
-from detector.data.coco_masks import MaskColumns
+from detector.data.columns import (
+    HUGE,
+    OUTSIDE_TOLERANCE,
+    AnnotationColumns,
+    ImageColumns,
+    assemble_index,
+    make_rings,
+)
 from detector.data.index import AnnotationIndex
 from detector.data.problems import DamagedRecord, Problem
-from detector.data.rings import Rings, offsets_of, ranges
+from detector.data.rings import Rings
 
-# Annotation tools round box ends; up to this many pixels beyond the image is clipped in silence.
-_OUTSIDE_TOLERANCE = 1.0
-_HUGE = 1e30  # beyond, and for NaN and infinity, arithmetic has no meaning
 _FIX_BOX = "correct the bbox or remove the annotation"
 
 
 @dataclass
-class _Images:
+class _Images(ImageColumns):
     """Columns of the good image records, and where each id stands."""
 
-    ids: list[int] = field(default_factory=list)
-    widths: list[int] = field(default_factory=list)
-    heights: list[int] = field(default_factory=list)
-    names: list[bytes] = field(default_factory=list)
     position: dict[int, int] = field(default_factory=dict)
     damaged: set[int] = field(default_factory=set)
 
 
 @dataclass
-class _Annotations:
-    """Columns of the annotation records that are good as far as one record alone can tell."""
+class _Annotations(AnnotationColumns):
+    """Columns of the annotation records, with keypoints."""
 
-    ids: list[int] = field(default_factory=list)
-    images: list[int] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    crowd: list[bool] = field(default_factory=list)
-    boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
-    masks: MaskColumns = field(default_factory=MaskColumns)
     keypoints: KeypointColumns = field(default_factory=KeypointColumns)
 
 
@@ -82,9 +75,9 @@ def parse_dataset(
     annotations = _Annotations(keypoints=KeypointColumns(described, having))
     _read_annotations(data["annotations"], images, labels, annotations, problems)
     rings, keypoints, bad_rows = _read_geometry(annotations, images, problems)
-    return _assemble(
-        images, annotations, rings, keypoints, bad_rows, problems,
-        category_ids, category_names, source_file, image_root,
+    return assemble_index(
+        images, annotations, rings, bad_rows, problems,
+        category_ids, category_names, source_file, image_root, keypoints, described,
     )  # fmt: skip
 
 
@@ -150,10 +143,7 @@ def _read_image(record: Any, images: _Images) -> None:
         )
     images.damaged.discard(identifier)
     images.position[identifier] = len(images.ids)
-    images.ids.append(identifier)
-    images.widths.append(width)
-    images.heights.append(height)
-    images.names.append(name.encode())
+    images.add(identifier, width, height, name.encode())
 
 
 def _read_annotations(
@@ -229,7 +219,7 @@ def _read_box(value: Any, width: int, height: int) -> tuple[float, float, float,
     for number in value:
         if not isinstance(number, (int, float)) or isinstance(number, bool):
             raise DamagedRecord(f"bbox {value!r} is not made of numbers", _FIX_BOX)
-        if not abs(number) < _HUGE:
+        if not abs(number) < HUGE:
             raise DamagedRecord(f"bbox {value!r} is not finite", _FIX_BOX)
     x, y, box_width, box_height = value
     if box_width < 0 or box_height < 0:
@@ -237,7 +227,7 @@ def _read_box(value: Any, width: int, height: int) -> tuple[float, float, float,
     if box_width == 0 or box_height == 0:
         raise DamagedRecord(f"bbox {value!r} has no area", _FIX_BOX)
     x2, y2 = x + box_width, y + box_height
-    if min(x, y) < -_OUTSIDE_TOLERANCE or max(x2 - width, y2 - height) > _OUTSIDE_TOLERANCE:
+    if min(x, y) < -OUTSIDE_TOLERANCE or max(x2 - width, y2 - height) > OUTSIDE_TOLERANCE:
         raise DamagedRecord(f"bbox {value!r} reaches outside the {width}x{height} image", _FIX_BOX)
     clipped = max(x, 0.0), max(y, 0.0), min(x2, float(width)), min(y2, float(height))
     if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
@@ -249,72 +239,18 @@ def _read_geometry(
     annotations: _Annotations, images: _Images, problems: list[Problem]
 ) -> tuple[Rings, np.ndarray, np.ndarray]:
     """Rings and keypoints of all annotations by row, and which rows are damaged, (rows,) bool."""
+
+    def name_row(row: int) -> str:
+        return f"image {images.ids[annotations.images[row]]}, annotation {annotations.ids[row]}"
+
+    rings, bad_rows = make_rings(annotations, images, name_row, problems)
     positions = np.array(annotations.images, dtype=np.int64)
-    heights = np.array(images.heights, dtype=np.int64)[positions]
-    widths = np.array(images.widths, dtype=np.int64)[positions]
-    boxes = np.array(annotations.boxes, dtype=np.float64).reshape(-1, 4)
-    rings = annotations.masks.rings(boxes, heights, widths)
-    keypoints, keypoint_faults = annotations.keypoints.rows(heights, widths)
-    bad_rows = np.zeros(len(positions), dtype=bool)
-    for faults, remedy in ((annotations.masks.faults, FIX_MASK), (keypoint_faults, FIX_KEYPOINTS)):
-        for row, what in faults:
-            if not bad_rows[row]:  # listed once
-                record = f"image {images.ids[positions[row]]}, annotation {annotations.ids[row]}"
-                problems.append(Problem("annotation", record, what, remedy))
-            bad_rows[row] = True
+    keypoints, faults = annotations.keypoints.rows(
+        np.array(images.heights, dtype=np.int64)[positions],
+        np.array(images.widths, dtype=np.int64)[positions],
+    )
+    for row, what in faults:
+        if not bad_rows[row]:  # else it is listed
+            problems.append(Problem("annotation", name_row(row), what, FIX_KEYPOINTS))
+        bad_rows[row] = True
     return rings, keypoints, bad_rows
-
-
-def _assemble(
-    images: _Images,
-    annotations: _Annotations,
-    rings: Rings,
-    keypoints: np.ndarray,
-    bad_rows: np.ndarray,
-    problems: list[Problem],
-    category_ids: list[int],
-    category_names: list[str],
-    source_file: Path,
-    image_root: Path,
-) -> AnnotationIndex:
-    """Sorts annotations by image and rings by annotation, without the damaged rows."""
-    image_of_row = np.array(annotations.images, dtype=np.int64)
-    order = np.argsort(image_of_row, kind="stable")
-    order = order[~bad_rows[order]]
-    rank = np.full(len(bad_rows), -1, dtype=np.int64)
-    rank[order] = np.arange(len(order))
-
-    ring_rank = rank[rings.owners]
-    ring_order = np.argsort(ring_rank, kind="stable")
-    ring_order = ring_order[ring_rank[ring_order] >= 0]
-    lengths = np.diff(rings.vertex_offsets)[ring_order]
-    vertices = rings.vertices[ranges(rings.vertex_offsets[ring_order], lengths)]
-    boxes = np.array(annotations.boxes, dtype=np.float32).reshape(-1, 4)
-    described = annotations.keypoints.described
-    return AnnotationIndex(
-        image_ids=np.array(images.ids, dtype=np.int64),
-        widths=np.array(images.widths, dtype=np.int32),
-        heights=np.array(images.heights, dtype=np.int32),
-        file_name_bytes=np.frombuffer(b"".join(images.names), dtype=np.uint8),
-        file_name_offsets=offsets_of(np.array([len(name) for name in images.names], np.int64)),
-        annotation_offsets=offsets_of(
-            np.bincount(image_of_row[order], minlength=len(images.ids))
-        ),
-        annotation_ids=np.array(annotations.ids, dtype=np.int64)[order],
-        boxes=boxes[order],
-        labels=np.array(annotations.labels, dtype=np.int32)[order],
-        crowd=np.array(annotations.crowd, dtype=bool)[order],
-        ring_offsets=offsets_of(np.bincount(ring_rank[ring_order], minlength=len(order))),
-        vertex_offsets=offsets_of(lengths),
-        vertices=np.ascontiguousarray(vertices),
-        category_ids=np.array(category_ids, dtype=np.int64),
-        category_names=category_names,
-        source_file=source_file,
-        image_root=image_root,
-        keypoints=keypoints[order],
-        keypoint_names=described.names,
-        keypoint_flip=described.flip,
-        skeleton=described.skeleton,
-        keypoint_sigmas=described.sigmas,
-        skipped=problems,
-    )  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from detector.data.coco_keypoints import KeypointNames
 from detector.data.coco_masks import REMEDY as FIX_MASK
 from detector.data.coco_masks import MaskColumns
 from detector.data.index import AnnotationIndex
@@ -47,7 +48,6 @@ class AnnotationColumns:
 
     Attributes:
         images: the position of each annotation's image in its :class:`ImageColumns`.
-        keypoints: J x 3 numbers of each annotation, where objects have keypoints.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -138,8 +138,15 @@ def assemble_index(
     category_names: list[str],
     source_file: Path,
     image_root: Path,
+    keypoints: np.ndarray | None = None,
+    keypoint_names: KeypointNames | None = None,
 ) -> AnnotationIndex:
-    """Sorts annotations by image and rings by annotation, without the damaged rows."""
+    """Sorts annotations by image and rings by annotation, without the damaged rows.
+
+    Args:
+        keypoints: ``(rows, J, 3)`` float32, of objects that have some.
+        keypoint_names: what they are.
+    """
     image_of_row = np.array(annotations.images, dtype=np.int64)
     order = np.argsort(image_of_row, kind="stable")
     order = order[~bad_rows[order]]
@@ -152,6 +159,7 @@ def assemble_index(
     lengths = np.diff(rings.vertex_offsets)[ring_order]
     vertices = rings.vertices[ranges(rings.vertex_offsets[ring_order], lengths)]
     boxes = np.array(annotations.boxes, dtype=np.float32).reshape(-1, 4)
+    described = keypoint_names or KeypointNames()
     return AnnotationIndex(
         image_ids=np.array(images.ids, dtype=np.int64),
         widths=np.array(images.widths, dtype=np.int32),
@@ -170,5 +178,10 @@ def assemble_index(
         category_names=category_names,
         source_file=source_file,
         image_root=image_root,
+        keypoints=None if keypoints is None else keypoints[order],
+        keypoint_names=described.names,
+        keypoint_flip=described.flip,
+        skeleton=described.skeleton,
+        keypoint_sigmas=described.sigmas,
         skipped=problems,
     )
