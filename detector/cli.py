@@ -12,7 +12,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import detector
-from detector.engine.sweep import report_sweep, row_name, sweep_arguments
+from detector.engine.sweep import SWEEP_DIR, report_sweep, row_directory, row_name
 from detector.setting_values import fit_value
 
 TOOLS = {
@@ -90,24 +90,20 @@ def run_tool(name: str, config_dir: Path | None = None) -> None:
     def run(config: DictConfig) -> None:
         with _reported(name):
             _check_values(config, name, config_dir)
-            is_row = name == "train" and HydraConfig.get().mode == RunMode.MULTIRUN
-            row = row_name(HydraConfig.get().overrides.task, sys.argv[1:])
-            if is_row:
-                folder = Path(HydraConfig.get().sweep.dir)
-                config.run_dir = str(folder / row)
-                print(f"\n{row}, training {len(rows) + 1} of those in {folder}", flush=True)
-            result = getattr(importlib.import_module(module), name)(config)
-            if is_row:
-                rows[row] = result
-                report_sweep(folder, rows)
+            tool = getattr(importlib.import_module(module), name)
+            if name == "train" and HydraConfig.get().mode == RunMode.MULTIRUN:
+                _train_row(tool, config, rows)
+            else:
+                tool(config)
 
     sys.argv[1:] = [_spelt_out(word) for word in sys.argv[1:]]
     run.__module__ = f"detector.{name}"  # the name that Hydra's --help shows
     # Hydra would print errors in its own way and exit with 1; like this it hands them on.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     with _reported(name, config_dir):
-        if name == "train" and {"-m", "--multirun"} & set(sys.argv):
-            sys.argv += sweep_arguments(sys.argv[1:])
+        if name == "train":  # Hydra writes the settings of several trainings there too
+            run_dir = [word for word in sys.argv[1:] if word.startswith("run_dir=")][-1:]
+            sys.argv += [f"{SWEEP_DIR}={word.partition('=')[2]}" for word in run_dir]
         hydra.main(version_base="1.3", config_path=str(config_dir), config_name=name)(run)()
 
 
@@ -115,6 +111,19 @@ def _spelt_out(word: str) -> str:
     """``init=PATH`` as ``init.checkpoint=PATH``; other settings of ``init`` may stand beside it."""
     key, equals, value = word.partition("=")
     return f"init.checkpoint={value}" if key == "init" and equals and value[:1] != "{" else word
+
+
+def _train_row(train: Callable, config: DictConfig, rows: dict[str, Any]) -> None:
+    """One of several trainings, whose metrics are added to ``rows``."""
+    from detector.engine.run_directory import RunDirectory  # it needs torch, which takes seconds
+
+    row = row_name(HydraConfig.get().overrides.task, sys.argv[1:])
+    folder = Path(HydraConfig.get().sweep.dir)
+    directory = row_directory(folder, row, config.run_dir, config.resume)
+    config.run_dir = str(directory)
+    print(f"\n{row}: training {len(rows) + 1} in {directory.parent}", flush=True)
+    rows[row] = train(config, whole=RunDirectory(directory.parent))
+    report_sweep(directory.parent, rows)
 
 
 def find_configs() -> Path:

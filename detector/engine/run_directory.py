@@ -18,6 +18,7 @@ from datetime import datetime
 from pathlib import Path
 
 from detector.engine.checkpoint import checkpoint_file
+from detector.engine.sweep import SWEEP_DIR
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ def resume_command(directory: RunDirectory, arguments: list[str] | None = None) 
         arguments: the running command, by default ``sys.argv``; its overrides are kept.
     """
     program, *overrides = sys.argv if arguments is None else arguments
-    kept = [word for word in overrides if word.split("=")[0] not in ("run_dir", "resume")]
+    again = ("run_dir", "resume", SWEEP_DIR)
+    kept = [word for word in overrides if word.split("=")[0] not in again]
     if program.endswith(".py"):
         start = [_short(Path(sys.executable)), program]
     else:  # the installed command, followed by the tool's name

@@ -12,6 +12,8 @@ A head predicts one of three kinds of masks, of which each pixel is
 
 from __future__ import annotations
 
+import itertools
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -82,18 +84,19 @@ class FCNMaskHead(nn.Module):
 
 
 class MLPMaskHead(nn.Module):
-    """Fully connected layers in place of convolutions (table 2e): 1024, 1024, then every pixel.
+    """Fully connected layers in place of convolutions (table 2e): 1024, 1024, every pixel.
 
     Args:
         in_channels: C of the features.
         num_classes: K.
         pooled_size: side of the pooled square.
-        width: outputs of each of the two hidden layers.
+        width: outputs of each of the hidden layers.
         mask_size: M.
         masks: what is predicted, see :mod:`detector.roi_heads.mask_heads`.
+        num_fcs: hidden layers; the table has two and three.
 
     Raises:
-        ValueError: an unknown kind of masks.
+        ValueError: an unknown kind of masks, or no layer.
     """
 
     def __init__(
@@ -104,17 +107,22 @@ class MLPMaskHead(nn.Module):
         width: int = 1024,
         mask_size: int = 28,
         masks: str = "class_specific",
+        num_fcs: int = 2,
     ) -> None:
         super().__init__()
+        if num_fcs < 1:
+            raise ValueError(f"mask_branch.head.num_fcs={num_fcs} must be at least 1")
         self.masks = masks
         self.mask_size = mask_size
         self.num_bins = pooled_size**2
-        self.fc1 = nn.Linear(in_channels * self.num_bins, width)
-        self.fc2 = nn.Linear(width, width)
+        widths = [in_channels * self.num_bins] + [width] * num_fcs
+        self.fcs = [f"fc{number}" for number in range(1, num_fcs + 1)]
+        for name, (before, after) in zip(self.fcs, itertools.pairwise(widths), strict=True):
+            self.add_module(name, nn.Linear(before, after))
         self.logits = nn.Linear(width, num_logits(masks, num_classes) * mask_size**2)
         # As in FCNMaskHead; a row is a pixel of a mask.
         self.class_rows = {} if masks == "class_agnostic" else {"logits": mask_size**2}
-        for layer in (self.fc1, self.fc2):
+        for layer in map(self.get_submodule, self.fcs):
             nn.init.kaiming_uniform_(layer.weight, a=1)
             nn.init.zeros_(layer.bias)
         nn.init.normal_(self.logits.weight, std=0.001)
@@ -122,5 +130,7 @@ class MLPMaskHead(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """``(N, C, S, S)`` to logits ``(N, K, M, M)``, or 1 or K + 1 instead of K."""
-        x = F.relu(self.fc2(F.relu(self.fc1(pooled.flatten(1)))))
+        x = pooled.flatten(1)
+        for layer in map(self.get_submodule, self.fcs):
+            x = F.relu(layer(x))
         return self.logits(x).float().unflatten(1, (-1, self.mask_size, self.mask_size))
