@@ -22,7 +22,7 @@ from detector.engine.checkpoint import (
     load_checkpoint,
 )
 from detector.engine.parts import build_without_memory
-from detector.interop import torchvision
+from detector.interop import detectron2, torchvision
 from detector.interop.files import StateFile, read_state
 from detector.interop.key_rules import UnknownKeys
 from detector.interop.recipes import Format, Recipe, compose_config
@@ -30,7 +30,7 @@ from detector.interop.recipes import Format, Recipe, compose_config
 logger = logging.getLogger(__name__)
 
 # In the order in which they are asked.
-FORMATS: dict[str, Format] = {"torchvision": torchvision}
+FORMATS: dict[str, Format] = {"torchvision": torchvision, "detectron2": detectron2}
 
 
 def load_any(
