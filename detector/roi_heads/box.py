@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from detector.backbones.normalization import conv_norm
 from detector.ops.box_losses import ONES, BoxLoss
 from detector.ops.boxes import gather_boxes
+from detector.ops.loss_counts import loss_count
 from detector.ops.slots import put_slots, slots_to_compute, take_slots
 from detector.roi_heads.detections import DetectionLayer
 from detector.roi_heads.pooler import PooledRoIs, check_bins, check_channels, pool_slots
@@ -219,7 +220,7 @@ class BoxBranch(nn.Module):
         valid = take_slots(rois.valid, rows)
         labels = take_slots(rois.labels, rows)
         foreground = take_slots(rois.foreground, rows)
-        count = rois.valid.sum().clamp(min=1)
+        count = loss_count(rois.valid.sum())
 
         classification = F.cross_entropy(logits, labels, reduction="none")
         box_class = labels.clamp(max=deltas.shape[1] - 1)[:, None, None].expand(-1, 1, 4)

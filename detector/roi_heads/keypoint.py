@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detector.ops.keypoints import heatmaps_to_keypoints, keypoints_to_cells
+from detector.ops.loss_counts import loss_count
 from detector.ops.slots import put_slots, slots_to_compute, take_slots
 from detector.roi_heads.pooler import check_grid
 from detector.structures import Detections, SampledRoIs, Targets
@@ -86,9 +87,9 @@ class KeypointBranch(nn.Module):
         cells, counts = keypoints_to_cells(take_slots(keypoints, rows), boxes, heatmaps.shape[-1])
         total = (keypoint_loss(heatmaps, cells) * counts).sum()
         if self.normalizer == "visible":
-            divisor = counts.sum().clamp(min=1)
+            divisor = loss_count(counts.sum())
         else:
-            divisor = foreground.numel() * num_keypoints
+            divisor = loss_count(foreground.numel() * num_keypoints)
         return {"loss_keypoint": self.keypoint_weight * total / divisor}
 
     def detect(self, features: list[Tensor], detections: Detections) -> Detections:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detector.ops.loss_counts import loss_count
 from detector.ops.polygons import rasterize_polygons
 from detector.ops.slots import put_slots, slots_to_compute, take_slots
 from detector.roi_heads.pooler import PooledRoIs, check_bins, check_grid
@@ -92,7 +93,7 @@ class MaskBranch(nn.Module):
                 logits.shape[-1],
             )
         loss = mask_loss(logits, labels, goal, self.head.masks)
-        count = foreground.sum().clamp(min=1)
+        count = loss_count(foreground.sum())
         return {"loss_mask": self.mask_weight * (loss * weight).sum() / count}
 
     def detect(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from detector.ops.box_losses import ONES, BoxLoss
 from detector.ops.boxes import gather_boxes
+from detector.ops.loss_counts import loss_count
 from detector.ops.matching import IGNORED, match_boxes
 from detector.ops.sampling import check_sampling, sample_labels
 from detector.rpn.anchors import AnchorGenerator
@@ -170,10 +171,11 @@ class RPN(nn.Module):
         objectness, box = (objectness * valid).sum(1), (box * positive).sum(1)
         if self.normalization == "paper":
             objectness, box = objectness / self.num_samples, box / self._locations(image_sizes)
-            objectness, box = objectness.mean(), box.mean()
+            images = loss_count(len(objectness))
+            objectness, box = objectness.sum() / images, box.sum() / images
         else:
-            count = valid.sum().clamp(min=1)
-            foreground = positive.sum().clamp(min=1)
+            count = loss_count(valid.sum())
+            foreground = loss_count(positive.sum())
             objectness = objectness.sum() / count
             box = box.sum() / (count if self.normalization == "sampled" else foreground)
         return {"loss_objectness": objectness, "loss_rpn_box": self.box_weight * box}
