@@ -70,9 +70,16 @@ def set_num_keypoints(cfg: DictConfig, num_keypoints: int, dataset: str | Path) 
     """Fills ``num_keypoints`` from data that has keypoints.
 
     Raises:
-        ValueError: it is set to another number.
+        ValueError: it is set to another number, or the model has a keypoint branch and the data no
+            keypoints.
     """
-    if not num_keypoints:  # check_keypoints tells, if the model needs some
+    if not num_keypoints:
+        if "keypoint_branch" in cfg.model:
+            raise ValueError(
+                f"{dataset}: its categories name no keypoints, which Keypoint R-CNN needs. Give "
+                "the annotation file that has them (COCO's are person_keypoints_*.json), or train "
+                "a Faster R-CNN, model=faster_rcnn_fpn"
+            )
         return
     if cfg.num_keypoints is not None and cfg.num_keypoints != num_keypoints:
         raise ValueError(
@@ -128,18 +135,12 @@ def check_keypoints(
     """A keypoint branch needs keypoints to learn from, the same in both splits.
 
     Raises:
-        ValueError: the training set names none, another number than the branch finds, or others
+        ValueError: the training set has another number of them than the branch finds, or others
             than the validation set.
     """
     if not model.has_keypoints:
         return
     train, val = train_set.index, val_set.index
-    if not train.has_keypoints:
-        raise ValueError(
-            f"{train.source_file}: its categories name no keypoints, which Keypoint R-CNN needs. "
-            "Give the annotation file that has them (COCO's are person_keypoints_*.json), or train "
-            "a Faster R-CNN, model=faster_rcnn_fpn"
-        )
     if model.num_keypoints != train.num_keypoints:
         raise ValueError(
             f"the keypoint branch finds {model.num_keypoints} keypoints, but {train.source_file} "

@@ -7,6 +7,7 @@ import pytest
 
 from detector.data.index import AnnotationIndex
 from detector.engine.assembly import check_keypoints
+from detector.engine.train import train
 
 
 def dataset(file: str, names: list[str]) -> SimpleNamespace:
@@ -43,7 +44,6 @@ TRAIN = dataset("train.json", ["nose", "tail"])
 @pytest.mark.parametrize(
     ("model", "train_set", "val_set", "said"),
     [
-        (MODEL, dataset("a.json", []), TRAIN, r"a\.json: .*name no keypoints.*person_keypoints"),
         (
             SimpleNamespace(has_keypoints=True, num_keypoints=17),
             TRAIN,
@@ -70,3 +70,9 @@ def test_data_that_fits():
     no_branch = SimpleNamespace(has_keypoints=False)
     check_keypoints(no_branch, dataset("a.json", []), TRAIN)
     check_keypoints(no_branch, TRAIN, dataset("b.json", ["nose", "ear"]))
+
+
+def test_data_without_keypoints_is_refused_before_a_model_is_built(compose_tiny, tmp_path):
+    config = compose_tiny("model=mask_keypoint_rcnn_fpn", f"run_dir={tmp_path}")
+    with pytest.raises(ValueError, match=r"instances_train\.json: .*no keypoints.*person_keypoint"):
+        train(config)
