@@ -49,6 +49,7 @@ class KeypointHead(nn.Module):
             )
         )
         self.deconv = nn.ConvTranspose2d(width, num_keypoints, 4, stride=2, padding=1)
+        self.keypoint_rows = {"deconv": 1}  # of each layer with rows for keypoints, how many each
         nn.init.kaiming_normal_(self.deconv.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(self.deconv.bias)
 
