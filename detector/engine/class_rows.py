@@ -83,11 +83,11 @@ def match_names(former: Sequence[str], names: Sequence[str], by_name: bool) -> N
     if former == names:
         return NameMatch(former, names, in_order, "same")
     if by_name or sorted(former) == sorted(names):
-        places = _places(former)
-        own = _places(names)
+        exact = {name: place for place, name in enumerate(former)}
+        alike, own = _unique_folded(former), _unique_folded(names)
         source = tuple(
-            places.get(name, places.get(_folded(name)) if own.get(_folded(name)) == place else None)
-            for place, name in enumerate(names)
+            exact.get(name, alike.get(_folded(name)) if _folded(name) in own else None)
+            for name in names
         )
         how = "name" if any(place is not None for place in source) else "none"
         return NameMatch(former, names, source, how)
@@ -101,11 +101,10 @@ def _folded(name: str) -> str:
     return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
 
 
-def _places(names: Sequence[str]) -> dict[str, int]:
-    """Places by name, and by its folded form where that is one name's only."""
+def _unique_folded(names: Sequence[str]) -> dict[str, int]:
+    """Places by folded names, of those that only one name folds to."""
     folded = [_folded(name) for name in names]
-    places = {form: i for i, form in enumerate(folded) if folded.count(form) == 1}
-    return places | {name: i for i, name in enumerate(names)}
+    return {form: place for place, form in enumerate(folded) if folded.count(form) == 1}
 
 
 def rows_fit(former: Tensor, own: Tensor, rows: ClassRows, match: NameMatch) -> bool:
