@@ -72,6 +72,7 @@ class ResNet(FreezableTrunk):
         for stage in range(2, last + 1):
             layer = _layer(stage)
             self.add_module(layer, getattr(trunk, layer))
+        self.stride_in_1x1 = stride_in_1x1
         if stride_in_1x1:
             move_stride(name, self)
         if res5_dilation == 2:

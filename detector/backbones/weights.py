@@ -6,10 +6,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
-import torch
 from torch import Tensor, nn
+
+from detector.interop.detectron2_networks import Conventions, imagenet_network
+from detector.interop.files import read_state
 
 logger = logging.getLogger(__name__)
 
@@ -18,31 +18,35 @@ CLASSIFIER = ("fc.", "classifier.", "head.")
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a ``.safetensors`` file, or of a ``.pth``/``.pt`` file without running its code.
+    """Tensors of a weights file of any kind, without running its code.
+
+    An ImageNet network of Detectron2's gets torchvision's names, and its first convolution takes
+    red, green and blue in this order.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file is damaged or holds anything but tensors by name.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weights file; check model.backbone.weights")
+    return _read(path)[0]
+
+
+def _read(path: str | Path) -> tuple[dict[str, Tensor], Conventions | None]:
+    """Tensors, and of a network of Detectron2's what it expects."""
     try:
-        if path.suffix == ".safetensors":
-            state = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # both libraries raise many kinds for a damaged file
+        file = read_state(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; check model.backbone.weights") from error
+    network = imagenet_network(file)
+    return (file.tensors, None) if network is None else (network.tensors, network.conventions)
+
+
+def _check_stride(module: nn.Module, path: str | Path, conventions: Conventions | None) -> None:
+    own = getattr(module, "stride_in_1x1", None)
+    if conventions is not None and own not in (None, conventions.stride_in_1x1):
         raise ValueError(
-            f"{path}: not a readable weights file ({error}); fetch it again"
-        ) from error
-    if isinstance(state, dict):
-        state = state.get("model", state)
-    if not isinstance(state, dict):
-        raise ValueError(f"{path}: holds {type(state).__name__}, expected tensors by name")
-    if not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path}: expected a plain state dict of tensors by name")
-    return state
+            f"{path}: this network strides in its {'1x1' if own is False else '3x3'} convolutions "
+            f"and wants other pixels than torchvision's; set {' '.join(conventions.overrides)}"
+        )
 
 
 def load_backbone_weights(
@@ -60,10 +64,12 @@ def load_backbone_weights(
             ``layer4.`` where it ends before.
 
     Raises:
-        ValueError: shapes differ, names are unknown, or nothing matches at all.
+        ValueError: shapes differ, names are unknown, nothing matches at all, or a network of
+            Detectron2's strides elsewhere than the backbone's ``stride_in_1x1`` says.
     """
     left_behind = (*CLASSIFIER, *ignore)
-    state = read_state_dict(path)
+    state, conventions = _read(path)
+    _check_stride(backbone, path, conventions)
     copy_weights(
         backbone, {n: value for n, value in state.items() if not n.startswith(left_behind)}, path
     )
@@ -82,7 +88,9 @@ def load_part_weights(part: nn.Module, path: str | Path, prefixes: Mapping[str, 
         ValueError: shapes differ, names are unknown, or the file has no such names.
     """
     renamed = {}
-    for name, value in read_state_dict(path).items():
+    state, conventions = _read(path)
+    _check_stride(part, path, conventions)
+    for name, value in state.items():
         for prefix, own in prefixes.items():
             if name.startswith(prefix):
                 renamed[own + name.removeprefix(prefix)] = value

@@ -17,9 +17,12 @@ from torch import Tensor
 
 from detector.interop.key_rules import BackgroundFirst, Transform, UnusedBackground
 
-# What no detector has: the classifier of ImageNet, the solver's state, and the bias of the first
-# convolution, which the norm behind it takes up (zeros in the published files).
-_LEFT_OUT = re.compile(r".*_momentum|fc1000_[wb]|pred_[wb]|conv1_b|lr|model_iter|weight_order")
+# What no detector has: the classifier of ImageNet, the solver's state, the bias of the first
+# convolution, which the norm behind it takes up (zeros in the published files), and the fixed
+# weights by which heatmaps were resized.
+_LEFT_OUT = re.compile(
+    r".*_momentum|fc1000_[wb]|pred_[wb]|conv1_b|kps_score_[wb]|lr|model_iter|weight_order"
+)
 _KINDS = {"w": "weight", "b": "bias"}
 _NORMS = {
     "s": "weight",

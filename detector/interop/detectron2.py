@@ -4,27 +4,13 @@ Files of its zoo (``.pkl``, ``.pth``), of its own trainings, and of Detectron be
 names of Caffe2 blobs. Source: its configuration defaults (``detectron2/config/defaults.py``) and
 the files of ``configs/``, version 0.6.
 
-Names and shapes tell nearly everything. What they do not tell is in which convolution a block
-strides and how pixels are normalised; that follows from where the network comes from:
-
-=====================================  ==========  =============================  =================
-network                                channels    mean, standard deviation       stride
-=====================================  ==========  =============================  =================
-R-50, R-101 of MSRA (the default)      BGR         ImageNet's, 1                  in the 1x1
-X-101 of FAIR                          BGR         ImageNet's                     in the 3x3
-group norm                             BGR         ImageNet's, 1                  in the 3x3
-torchvision's R-50, R-101              RGB         ImageNet's                     in the 3x3
-=====================================  ==========  =============================  =================
-
-A file that has ``pixel_mean`` and ``pixel_std`` says so itself; a deviation other than 1 means the
-stride in the 3x3. Where a network was trained in another way, overrides win.
+Names and shapes tell which model it is; :mod:`detector.interop.detectron2_networks` says the rest.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from omegaconf import DictConfig
@@ -32,7 +18,7 @@ from torch import Tensor
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
 from detector.data.voc import VOC_CLASSES
-from detector.interop.caffe2_names import detectron2_tensors, is_caffe2
+from detector.interop.caffe2_names import is_caffe2
 from detector.interop.detectron2_names import (
     BOX_HEAD,
     BOX_PREDICTOR,
@@ -44,29 +30,24 @@ from detector.interop.detectron2_names import (
     TRUNKS,
     Layout,
 )
+from detector.interop.detectron2_networks import (
+    MEAN,
+    NO_STD,
+    Conventions,
+    conventions_of,
+    current_names,
+)
 from detector.interop.files import StateFile
 from detector.interop.key_rules import KeyTable, UnknownKeys
 from detector.interop.recipes import Recipe, numbered_classes
 from detector.interop.torchvision_trunks import resnet_name
 
-# Of red, green, blue. Detectron had its own mean.
-MEAN, STD, NO_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), (1.0, 1.0, 1.0)
-DETECTRON_MEAN = (122.7717, 115.9465, 102.9801)
 KINDS = ("fpn", "c4", "dc5")
 MODELS = (
     *(f"{kind}_rcnn_{trunk}" for kind in ("faster", "mask") for trunk in KINDS),
     *("fast_rcnn_fpn", "cascade_rcnn_fpn", "cascade_mask_rcnn_fpn"),
     *("keypoint_rcnn_fpn", "mask_keypoint_rcnn_fpn"),
 )
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """How a network takes its pixels; mean and deviation of red, green, blue in 0..255."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    bgr: bool = True
 
 
 def recognise(state: StateFile) -> Recipe | None:
@@ -76,8 +57,8 @@ def recognise(state: StateFile) -> Recipe | None:
         ValueError: a detector of Detectron2's that is not here.
     """
     tensors = current_names(state)
-    pixels = _pixels(tensors, state)
-    layout = Layout.of_theirs(tensors, pixels.bgr)
+    conventions = conventions_of(tensors, state)
+    layout = Layout.of_theirs(tensors, conventions.bgr)
     if layout is None:
         return None
     renamed = {layout.table.our_name(name): value for name, value in tensors.items()}
@@ -85,7 +66,7 @@ def recognise(state: StateFile) -> Recipe | None:
     network = resnet_name(ours, "backbone.trunk.")
     if network is None:
         return None
-    trunk = _trunk_overrides(network, ours, pixels)
+    trunk = _trunk_overrides(network, ours, conventions)
     if not layout.trunk:
         overrides = ("model=faster_rcnn_fpn", "backbone=resnet50_fpn", *trunk)
         return Recipe(f"Detectron2 {network}", overrides, parts=("backbone.trunk.",))
@@ -105,7 +86,7 @@ def to_ours(state: StateFile, recipe: Recipe) -> dict[str, Tensor]:
         UnknownKeys: names that no model of ours has.
     """
     tensors = current_names(state)
-    layout = Layout.of_theirs(tensors, _pixels(tensors, state).bgr)
+    layout = Layout.of_theirs(tensors, conventions_of(tensors, state).bgr)
     if layout is None:
         raise UnknownKeys(list(tensors))
     return layout.table.to_ours(tensors)
@@ -141,10 +122,10 @@ def their_name(name: str, recipe: Recipe) -> str | None:
 def known_recipes() -> Sequence[Recipe]:
     """The kinds of models in the zoo, with R-50 and COCO's classes."""
     names, ids = coco_classes()
-    trunk = _trunk_overrides("resnet50", {}, Pixels(MEAN, NO_STD))
+    trunk = _trunk_overrides("resnet50", {}, Conventions(MEAN, NO_STD, stride_in_1x1=True))
     recipes = []
     for model, backbone in (
-        *((f"{kind}_rcnn_{trunk}", trunk) for kind in ("faster", "mask") for trunk in KINDS),
+        *((f"{task}_rcnn_{kind}", kind) for task in ("faster", "mask") for kind in KINDS),
         ("cascade_mask_rcnn_fpn", "fpn"),
         ("rpn_fpn", "fpn"),
     ):
@@ -155,13 +136,6 @@ def known_recipes() -> Sequence[Recipe]:
     return recipes
 
 
-def current_names(state: StateFile) -> dict[str, Tensor]:
-    """The tensors under Detectron2's names, whatever they are called in the file."""
-    if is_caffe2(state.tensors):
-        return detectron2_tensors(state.tensors)
-    return {name.removeprefix("module."): value for name, value in state.tensors.items()}
-
-
 def coco_classes() -> tuple[tuple[str, ...], tuple[int, ...]]:
     """The names and ids of COCO's 80 classes, whose 90 ids have gaps."""
     named = enumerate(MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"])
@@ -169,44 +143,12 @@ def coco_classes() -> tuple[tuple[str, ...], tuple[int, ...]]:
     return tuple(name for name, _ in kept), tuple(number for _, number in kept)
 
 
-def _pixels(tensors: Mapping[str, Tensor], state: StateFile) -> Pixels:
-    mean, std = tensors.get(PIXEL_MEAN), tensors.get(PIXEL_STD)
-    if mean is not None and std is not None and mean.numel() == std.numel() == 3:
-        mean, std = mean.flatten().tolist(), std.flatten().tolist()
-        bgr = mean[0] <= mean[2]  # red is the brightest of ImageNet's
-        order = slice(None, None, -1 if bgr else 1)
-        return Pixels(_short(mean[order]), _short(std[order]), bgr)
-    if state.metadata.get("__author__") == "torchvision":
-        return Pixels(MEAN, STD, bgr=False)
-    if is_caffe2(state.tensors) and "cls_score_w" in state.tensors:
-        return Pixels(DETECTRON_MEAN, NO_STD)
-    return Pixels(MEAN, STD if _has_groups(tensors) else NO_STD)
-
-
-def _short(values: Sequence[float]) -> tuple[float, ...]:
-    """The decimal numbers that were rounded to float32."""
-    return tuple(float(f"{value:.7g}") for value in values)
-
-
-def _has_groups(tensors: Mapping[str, Tensor]) -> bool:
-    for trunk in TRUNKS:
-        conv = tensors.get(f"{trunk}res2.0.conv2.weight")
-        if conv is not None:
-            return conv.shape[0] != conv.shape[1]
-    return False
-
-
-def _trunk_overrides(network: str, ours: Collection[str], pixels: Pixels) -> list[str]:
+def _trunk_overrides(
+    network: str, ours: Collection[str], conventions: Conventions
+) -> tuple[str, ...]:
     norm = _norm(ours, "backbone.trunk.bn1.") or "frozen_bn"
-    in_1x1 = pixels.std == NO_STD and norm != "gn" and "resnext" not in network
-    in_1x1 = in_1x1 and network not in ("resnet18", "resnet34")
-    return [
-        f"model.backbone.name={network}",
-        f"model.backbone.norm={norm}",
-        f"model.backbone.stride_in_1x1={str(in_1x1).lower()}",
-        f"model.normalizer.mean=[{','.join(map(str, pixels.mean))}]",
-        f"model.normalizer.std=[{','.join(map(str, pixels.std))}]",
-    ]
+    chosen = (f"model.backbone.name={network}", f"model.backbone.norm={norm}")
+    return (*chosen, *conventions.overrides)
 
 
 def _norm(ours: Collection[str], prefix: str) -> str | None:

@@ -60,7 +60,7 @@ def read_state(path: str | Path) -> StateFile:
     with path.open("rb") as file:
         start = file.read(16)
     if not start:
-        raise ValueError(f"{path}: the file is empty; fetch it again")
+        raise ValueError(f"{path}: not a readable weights file (it is empty); fetch it again")
     if path.suffix == ".safetensors" or start[8:10] == b'{"':
         return _read_safetensors(path)
     if start.startswith((ZIP, TORCH_BEFORE_ZIP)):
@@ -102,9 +102,9 @@ def _read_pickle(path: Path, start: bytes) -> Any:
         # Protocol 2 and later begin with this byte, and no weights are of 0 or 1 but the oldest.
         if start[:1] not in (b"\x80", b"(", b"}", b"c"):
             raise ValueError(
-                f"{path}: neither a safetensors nor a torch file nor a pickle, it begins with "
-                f"{start[:12]!r}; was something else saved in its place, such as a web page or a "
-                "pointer to large-file storage?"
+                f"{path}: not a readable weights file (neither safetensors nor of torch.save nor a "
+                f"pickle, it begins with {start[:12]!r}); was something else saved in its place, "
+                "such as a web page or a pointer to large-file storage?"
             ) from error
         raise _unreadable(path, error) from error
 
@@ -140,10 +140,8 @@ def _split(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]
             tensors[name] = tensor
         else:
             metadata[str(name)] = value
-    if not tensors:
-        raise ValueError(
-            f"{path}: holds no tensors by name, but {', '.join(metadata) or 'nothing'}"
-        )
+    if metadata and not tensors:
+        raise ValueError(f"{path}: holds no tensors by name, but {', '.join(metadata)}")
     return tensors, metadata
 
 

@@ -62,6 +62,7 @@ class RoIStage(nn.Module):
         self.name = name
         self.pooler = pooler
         self.layer4 = trunk.layer4
+        self.stride_in_1x1 = stride_in_1x1
         if stride_in_1x1:
             move_stride(name, self.layer4)
         self.in_channels = self.out_channels // 2
