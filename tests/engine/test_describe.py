@@ -50,8 +50,35 @@ def test_r50_fpn_is_as_large_as_torchvision_publishes(model, name, compose_descr
 
 
 @pytest.mark.parametrize(
+    ("recipe", "name", "num_params", "multiply_adds"),
+    [
+        ("faster_rcnn_r50_fpn_v2", "FasterRCNN_ResNet50_FPN_V2", 43_712_278, 280.371),
+        # Of 100 masks, as many as it finds in noise.
+        ("mask_rcnn_r50_fpn_v2", "MaskRCNN_ResNet50_FPN_V2", 46_359_409, 333.577),
+        # Of the keypoints of one object.
+        ("keypoint_rcnn_r50_fpn", "KeypointRCNN_ResNet50_FPN", 59_137_258, 137.42),
+        ("faster_rcnn_mobilenet_v3_large_fpn", "FasterRCNN_MobileNet_V3_Large_FPN", 19_386_354, 0),
+        ("faster_rcnn_mobilenet_v3_large_320_fpn", "FasterRCNN_MobileNet_V3", 19_386_354, 0),
+    ],
+)
+def test_torchvisions_other_detectors_are_as_large_as_published(
+    recipe, name, num_params, multiply_adds, compose_tool
+) -> None:
+    rows = compare_with_published(compose_tool("describe", f"experiment=torchvision_{recipe}"))
+    parameters = rows[0]
+    assert name in parameters.source
+    assert parameters.ours == parameters.published == num_params
+    found = [row.ours for row in rows if "multiply-adds" in row.what]
+    # Published with two or three decimals, in units of 10^9.
+    assert found == ([pytest.approx(multiply_adds * 1e9, abs=0.005e9)] if multiply_adds else [])
+
+
+@pytest.mark.parametrize(
     ("words", "expected"),
     [
+        (["model=rcnn_vgg16", "backbone=vgg16"], 138_357_544 - 4_097_000),
+        (["model=rcnn_resnet", "backbone=resnet50_c5"], 25_557_032 - 2_049_000),
+        (["model=mask_rcnn_c5", "backbone=resnet50_c5"], 25_557_032 - 2_049_000),
         (["model=mask_rcnn_c4", "backbone=resnet50_c4"], 25_557_032 - 2_049_000),
         (["model=mask_rcnn_dc5", "backbone=resnet101_dc5"], 44_549_160 - 2_049_000),
         (["model=faster_rcnn_vgg16", "backbone=vgg16"], 138_357_544 - 4_097_000),
@@ -68,7 +95,11 @@ def test_trunks_are_as_large_as_published_wherever_their_last_layers_are(
 
 
 @pytest.mark.parametrize(
-    "model", ["cascade_mask_rcnn_fpn", "fast_rcnn_fpn", "rpn_fpn", "mask_rcnn_fpn_mlp"]
+    "model",
+    [
+        *("cascade_mask_rcnn_fpn", "fast_rcnn_fpn", "rpn_fpn", "mask_rcnn_fpn_mlp"),
+        "mask_rcnn_fpn_4conv1fc",  # with one convolution in the RPN
+    ],
 )
 def test_of_other_detectors_the_trunk_alone_is_compared(model, compose_describe) -> None:
     [trunk] = compare_with_published(compose_describe(f"model={model}"))
