@@ -44,12 +44,10 @@ class VOCEvaluator(DetectionCollector):
 
     def update(self, batch: Batch, detections: Detections) -> None:
         """Take in the boxes of a batch; an image that was seen before is passed over."""
-        found = {"Masks": detections.masks, "Keypoints": detections.keypoints}
-        self._notes = [
-            f"{kind} are not evaluated: VOC's numbers here are those of boxes."
-            for kind, values in found.items()
-            if values is not None
-        ]
+        for kind, found in (("Masks", detections.masks), ("Keypoints", detections.keypoints)):
+            note = f"{kind} are not evaluated: VOC's numbers here are those of boxes."
+            if found is not None and note not in self._notes:
+                self._notes.append(note)
         super().update(batch, dataclasses.replace(detections, masks=None, keypoints=None))
 
     def summarize(self) -> Evaluation:

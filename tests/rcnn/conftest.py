@@ -15,6 +15,7 @@ from detector.structures import Batch, Polygons, Targets
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NUM_CLASSES = 3
+NUM_KEYPOINTS = 4
 
 # Everything narrow, anchors for images of 128 px, and every anchor and proposal sampled: the losses
 # then do not depend on random draws.
@@ -31,6 +32,10 @@ SMALL = (
     "model.box_branch.head.width=32",
     "model.box_branch.detections.max_detections=30",
 )
+SMALL_KEYPOINTS = (
+    "model.keypoint_branch.head.num_convs=2",
+    "model.keypoint_branch.head.width=16",
+)
 SMALL_MASKS = ("model.mask_branch.head.num_convs=2", "model.mask_branch.head.width=16")
 
 
@@ -40,6 +45,7 @@ def compose_model() -> Callable[..., FasterRCNN]:
 
     def build(*overrides: str) -> FasterRCNN:
         groups = ["+model=mask_rcnn_fpn", "+backbone=resnet50_fpn", f"+num_classes={NUM_CLASSES}"]
+        groups.append(f"+num_keypoints={NUM_KEYPOINTS}")
         changes = []
         for override in overrides:
             group, _, value = override.partition("=")
@@ -61,9 +67,15 @@ def compose_model() -> Callable[..., FasterRCNN]:
 def make_model(compose_model) -> Callable[..., FasterRCNN]:
     """A small model with seeded weights that spread scores, boxes and masks well."""
 
-    def build(*overrides: str, masks: bool = True) -> FasterRCNN:
+    def build(*overrides: str, masks: bool = True, keypoints: bool = False) -> FasterRCNN:
         torch.manual_seed(0)
-        kind = ("model=mask_rcnn_fpn", *SMALL_MASKS) if masks else ("model=faster_rcnn_fpn",)
+        kinds = {
+            (False, False): ("model=faster_rcnn_fpn",),
+            (True, False): ("model=mask_rcnn_fpn", *SMALL_MASKS),
+            (False, True): ("model=keypoint_rcnn_fpn", *SMALL_KEYPOINTS),
+            (True, True): ("model=mask_keypoint_rcnn_fpn", *SMALL_MASKS, *SMALL_KEYPOINTS),
+        }
+        kind = kinds[masks, keypoints]
         model = compose_model(*kind, *SMALL, *overrides)
         spread_weights(model)
         return model
@@ -90,6 +102,8 @@ def spread_weights(model: FasterRCNN) -> None:
         nn.init.normal_(module.weight, std=std)
     if model.has_masks:
         nn.init.normal_(model.mask_branch.head.logits.weight, std=0.5)
+    if model.has_keypoints:
+        nn.init.normal_(model.keypoint_branch.head.deconv.weight, std=0.5)
 
     def fit_norm(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         norm.running_mean.copy_(inputs[0].mean((0, 2, 3)))
@@ -150,5 +164,16 @@ def _make_batch(
             region = (slice(int(y1), int(y2)), slice(int(x1), int(x2)))
             images[image, labels[image, gt], *region] += 130
     size_tensor = torch.tensor(sizes)
-    targets = Targets(boxes, labels, valid, Polygons(edges, offsets, max_edges=4))
+    keypoints = _make_keypoints(boxes, valid, seed)
+    targets = Targets(boxes, labels, valid, Polygons(edges, offsets, max_edges=4), keypoints)
     return Batch(images, size_tensor, size_tensor, torch.arange(count), targets)
+
+
+def _make_keypoints(boxes: Tensor, valid: Tensor, seed: int) -> Tensor:
+    """Inside their boxes, a third of them hidden, a third not labelled."""
+    generator = torch.Generator().manual_seed(seed)
+    share = torch.rand(*boxes.shape[:2], NUM_KEYPOINTS, 2, generator=generator)
+    points = boxes[:, :, None, :2] + share * (boxes[..., 2:] - boxes[..., :2])[:, :, None]
+    visibility = torch.randint(3, (*share.shape[:3], 1), generator=generator)
+    labelled = (visibility > 0) & valid[..., None, None]
+    return torch.cat((points, visibility), dim=3) * labelled
