@@ -39,6 +39,14 @@ TOOLS = {
         "detector.engine.propose",
         "an RPN's proposals for Fast R-CNN: checkpoint=FILE output=FILE.npz split=train|val",
     ),
+    "data": (
+        "detector.engine.data",
+        "datasets: action=convert|split data=NAME data.root=FOLDER to=FORMAT output=FOLDER",
+    ),
+    "convert": (
+        "detector.interop.convert",
+        "weights of other packages in and out: source=FILE output=FILE [to=torchvision|detectron2]",
+    ),
     "describe": ("detector.engine.describe", "parts, shapes, parameters, FLOPs: experiment=NAME"),
     "benchmark": ("detector.benchmark.run", "our ops beside others': what=ops|kernels json=FILE"),
 }

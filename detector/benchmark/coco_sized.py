@@ -32,7 +32,7 @@ def write_coco_sized(
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     size_of_image = rng.integers(0, 2, num_images)
-    image_of = np.sort(rng.integers(0, num_images, num_annotations))
+    image_of = rng.integers(0, num_images, num_annotations)  # in no order, as in COCO
     category_of = rng.integers(1, NUM_CATEGORIES + 1, num_annotations)
     is_crowd = rng.random(num_annotations) < _CROWD_SHARE
     outlines = [_outline(rng) for _ in range(_NUM_OUTLINES)]

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from detector.data.image_repeats import draw_repeats, epoch_length
+
 
 class TrainBatches:
     """The batches of every epoch as lists of ``(epoch, index)``.
@@ -13,7 +15,9 @@ class TrainBatches:
     An epoch is a permutation of the dataset that depends on ``(seed, epoch)`` alone. With grouping,
     landscape and portrait images fill separate batches (less padding, fewer shapes); what is left
     of both at the end shares the last ones. An incomplete last batch is filled up with the epoch's
-    first images, so every batch has the same size and every image is seen every epoch.
+    first images, so every batch has the same size and every image is seen every epoch. With
+    repeats, an epoch holds each image as often as :func:`detector.data.image_repeats.draw_repeats`
+    draws it.
 
     Args:
         landscape: ``(N,)`` bool, whether an image is at least as wide as high; ``None`` switches
@@ -21,10 +25,18 @@ class TrainBatches:
         num_images: N.
         batch_size: images per batch.
         seed: of the permutations.
+        repeats: ``(N,)`` how often an epoch holds each image on average; ``None``: once.
+        sampler: what made the repeats, for those who compare batches.
     """
 
     def __init__(
-        self, num_images: int, batch_size: int, seed: int, landscape: np.ndarray | None = None
+        self,
+        num_images: int,
+        batch_size: int,
+        seed: int,
+        landscape: np.ndarray | None = None,
+        repeats: np.ndarray | None = None,
+        sampler: str = "default",
     ):
         if batch_size < 1:
             raise ValueError(f"data.batch_size is {batch_size}; it must be at least 1")
@@ -32,15 +44,25 @@ class TrainBatches:
         self.batch_size = batch_size
         self.seed = seed
         self.landscape = landscape
+        self.repeats = repeats
+        self.sampler = sampler
+
+    @property
+    def epoch_length(self) -> int:
+        """Images of an epoch, without those that fill up its last batch."""
+        return self.num_images if self.repeats is None else epoch_length(self.repeats)
 
     def __len__(self) -> int:
         """Batches per epoch."""
-        return -(-self.num_images // self.batch_size)
+        return -(-self.epoch_length // self.batch_size)
 
     def epoch(self, epoch: int) -> list[list[tuple[int, int]]]:
         """All batches of one epoch."""
         rng = np.random.Generator(np.random.PCG64([self.seed, epoch]))
-        order = rng.permutation(self.num_images).tolist()
+        if self.repeats is None:
+            order = rng.permutation(self.num_images).tolist()
+        else:
+            order = draw_repeats(self.repeats, rng).tolist()
         batches: list[list[int]] = []
         waiting: dict[bool, list[int]] = {True: [], False: []}
         for index in order:
@@ -52,7 +74,7 @@ class TrainBatches:
         rest = waiting[True] + waiting[False]
         filler = 0
         while len(rest) % self.batch_size:
-            rest.append(order[filler % self.num_images])
+            rest.append(order[filler % len(order)])
             filler += 1
         size = self.batch_size
         batches += [rest[start : start + size] for start in range(0, len(rest), size)]

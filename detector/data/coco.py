@@ -6,15 +6,16 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from detector.data.coco_records import parse_dataset
+from detector.data.file_digests import digest_files
 from detector.data.index import AnnotationIndex
+from detector.data.json_files import no_garbage_collection, read_json
 from detector.data.problems import OnError
 from detector.data.reading import cached_index, check_index
 
 # Part of the cache's key: raise it whenever reading the same file gives another index.
-_READER_VERSION = 3
+_READER_VERSION = 4
 
 
 def read_coco(
@@ -44,6 +45,26 @@ def read_coco(
         FileNotFoundError: the file or the folder does not exist.
         ValueError: the file is not COCO JSON, the dataset is empty, or records are damaged.
     """
+    annotations, images = check_paths(annotations, images)
+    key = [digest_files([annotations])]
+    if keypoint_flip is not None:
+        key.append(json.dumps(keypoint_flip, default=list))
+    digest = hashlib.sha256("".join(key).encode()).hexdigest()
+    index = cached_index(
+        f"coco-v{_READER_VERSION}-{digest[:32]}",
+        annotations,
+        images,
+        lambda: _parse(annotations, images, keypoint_flip),
+    )
+    return check_index(index, on_error, check_files)
+
+
+def check_paths(annotations: Path | str, images: Path | str) -> tuple[Path, Path]:
+    """An annotation file and a folder of images that are there.
+
+    Raises:
+        FileNotFoundError: one is not.
+    """
     annotations, images = Path(annotations), Path(images)
     if not annotations.is_file():
         raise FileNotFoundError(
@@ -53,23 +74,11 @@ def read_coco(
         raise FileNotFoundError(
             f"{images}: no such image folder; check data.root and the images path"
         )
-    with open(annotations, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-    if keypoint_flip is not None:
-        digest.update(json.dumps(keypoint_flip, default=list).encode())
-    index = cached_index(
-        f"coco-v{_READER_VERSION}-{digest.hexdigest()[:32]}",
-        annotations,
-        images,
-        lambda: parse_dataset(_parse_json(annotations), annotations, images, keypoint_flip),
-    )
-    return check_index(index, on_error, check_files)
+    return annotations, images
 
 
-def _parse_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(
-            f"{file}: not a JSON file ({error}); check that it was copied whole"
-        ) from error
+def _parse(
+    annotations: Path, images: Path, keypoint_flip: Sequence[Sequence[str]] | None
+) -> AnnotationIndex:
+    with no_garbage_collection():
+        return parse_dataset(read_json(annotations), annotations, images, keypoint_flip)

@@ -210,6 +210,11 @@ class KeypointColumns:
         self.numbers.extend(numbers)
         self.declared.append(declared)
 
+    def add_none(self, count: int) -> None:
+        """Takes ``count`` annotations of a file without keypoints."""
+        assert self.num_keypoints == 0
+        self.declared.extend([-1] * count)
+
     def rows(
         self, heights: np.ndarray, widths: np.ndarray
     ) -> tuple[np.ndarray, list[tuple[int, str]]]:

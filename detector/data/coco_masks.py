@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from detector.data.rings import (
 
 # A polygon part below this area (square pixels) has its vertices on one line.
 _MIN_RING_AREA = 1e-6
+_PIECE = 1 << 16  # vertices
 
 REMEDY = "correct the segmentation or remove the annotation"
 
@@ -40,8 +42,8 @@ class MaskColumns:
     """
 
     coordinates: array = field(default_factory=lambda: array("d"))
-    part_lengths: list[int] = field(default_factory=list)
-    part_rows: list[int] = field(default_factory=list)
+    part_lengths: array = field(default_factory=lambda: array("q"))
+    part_rows: array = field(default_factory=lambda: array("q"))
     strings: list[bytes] = field(default_factory=list)
     string_rows: list[int] = field(default_factory=list)
     lists: list[np.ndarray] = field(default_factory=list)
@@ -67,6 +69,44 @@ class MaskColumns:
             self._add_runs(segmentation, size, row)
         else:
             raise DamagedRecord(f"segmentation is a {type(segmentation).__name__}", REMEDY)
+
+    def add_all(self, segmentations: list, sizes: list[tuple[int, int]], first_row: int) -> bool:
+        """Takes the segmentations of many annotations at once, or none if one looks damaged.
+
+        Args:
+            segmentations: see :meth:`add`.
+            sizes: ``(height, width)`` of each one's image.
+            first_row: of the first annotation; larger than all before.
+        """
+        polygons = [each if type(each) is list else () for each in segmentations]
+        parts = list(chain.from_iterable(polygons))
+        if not set(map(type, parts)) <= {list}:
+            return False
+        lengths = np.array(list(map(len, parts)), dtype=np.int64)
+        if (lengths < 6).any() or (lengths % 2).any():
+            return False
+        try:
+            coordinates = array("d", list(chain.from_iterable(parts)))
+        except (TypeError, OverflowError):
+            return False
+        others = MaskColumns()
+        try:
+            for row, segmentation in enumerate(segmentations, start=first_row):
+                if type(segmentation) is not list and segmentation is not None:
+                    others.add(segmentation, sizes[row - first_row], row)
+        except DamagedRecord:
+            return False
+        rows = np.repeat(
+            np.arange(first_row, first_row + len(segmentations)), list(map(len, polygons))
+        )
+        self.coordinates.extend(coordinates)
+        self.part_lengths.extend(array("q", (lengths // 2).tobytes()))
+        self.part_rows.extend(array("q", rows.tobytes()))
+        self.strings += others.strings
+        self.string_rows += others.string_rows
+        self.lists += others.lists
+        self.list_rows += others.list_rows
+        return True
 
     def _add_polygons(self, parts: list, row: int) -> None:
         for part in parts:
@@ -122,7 +162,7 @@ class MaskColumns:
         polygons = self._polygon_rings(len(boxes))
         runs = self._run_rings(heights, widths)
         rings = Rings(
-            np.concatenate([polygons.vertices.astype(np.float32), runs.vertices]),
+            np.concatenate([polygons.vertices, runs.vertices]),
             np.concatenate(
                 [polygons.vertex_offsets, polygons.vertex_offsets[-1] + runs.vertex_offsets[1:]]
             ),
@@ -139,14 +179,29 @@ class MaskColumns:
         points = np.array(self.coordinates, dtype=np.float64).reshape(-1, 2)
         offsets = offsets_of(np.array(self.part_lengths, dtype=np.int64))
         rows = np.array(self.part_rows, dtype=np.int64)
-        finite = np.isfinite(points).all(axis=1)
-        self._refuse(np.repeat(rows, np.diff(offsets))[~finite], "its polygon is not finite")
-        points[~finite] = 0
+        vertices = np.empty(points.shape, dtype=np.float32)
+        areas = np.empty(len(rows))
+        finite = np.ones(len(rows), dtype=bool)
+        # In pieces that stay in the processor's cache, three times as fast.
+        first = 0
+        while first < len(rows):
+            last = int(np.searchsorted(offsets, offsets[first] + _PIECE, side="right")) - 1
+            last = max(last, first + 1)
+            piece = points[offsets[first] : offsets[last]]
+            ends = offsets[first : last + 1] - offsets[first]
+            usable = np.isfinite(piece).all(axis=1)
+            if not usable.all():
+                finite[first:last] = np.logical_and.reduceat(usable, ends[:-1])
+                piece[~usable] = 0
+            areas[first:last] = ring_areas(piece, ends)
+            vertices[offsets[first] : offsets[last]] = orient_rings(piece, ends, areas[first:last])
+            first = last
+        self._refuse(rows[~finite], "its polygon is not finite")
         # A flat part beside a proper one adds nothing to the mask and harms nothing.
         has_area = np.zeros(num_rows, dtype=bool)
-        has_area[rows[np.abs(ring_areas(points, offsets)) > _MIN_RING_AREA]] = True
+        has_area[rows[np.abs(areas) > _MIN_RING_AREA]] = True
         self._refuse(rows[~has_area[rows]], "a degenerate polygon, it has no area")
-        return Rings(orient_rings(points, offsets), offsets, rows)
+        return Rings(vertices, offsets, rows)
 
     def _run_rings(self, heights: np.ndarray, widths: np.ndarray) -> Rings:
         counts, offsets, valid = decode_counts(self.strings)

@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from detector.data.coco_bulk import CHUNK, add_plain_records
 from detector.data.coco_keypoints import REMEDY as FIX_KEYPOINTS
 from detector.data.coco_keypoints import KeypointColumns, read_keypoint_names
 from detector.data.columns import (
     HUGE,
     OUTSIDE_TOLERANCE,
     AnnotationColumns,
+    Box,
     ImageColumns,
     assemble_index,
+    check_file_name,
     make_rings,
 )
 from detector.data.index import AnnotationIndex
@@ -141,9 +144,10 @@ def _read_image(record: Any, images: _Images) -> None:
             f"width {width!r} and height {height!r} are not positive integers",
             "set the image's size in pixels",
         )
+    encoded = check_file_name(name)
     images.damaged.discard(identifier)
-    images.position[identifier] = len(images.ids)
-    images.add(identifier, width, height, name.encode())
+    images.position[identifier] = len(images)
+    images.add(identifier, width, height, encoded)
 
 
 def _read_annotations(
@@ -154,16 +158,36 @@ def _read_annotations(
     problems: list[Problem],
 ) -> None:
     seen: set[int] = set()
-    for number, record in enumerate(records):
-        try:
-            if not isinstance(record, dict):
-                raise DamagedRecord("not a JSON object", "correct or remove the record")
-            image = record.get("image_id")
-            if _is_integer(image) and image in images.damaged:
-                continue  # its image is listed
-            _read_annotation(record, images, labels, seen, annotations)
-        except DamagedRecord as damage:
-            problems.append(Problem("annotation", _name_annotation(record, number), *damage.args))
+    for start in range(0, len(records), CHUNK):
+        chunk = records[start : start + CHUNK]
+        # What is plain at first sight goes together; where something is odd, one by one.
+        if annotations.keypoints.num_keypoints or not add_plain_records(
+            chunk, images, images.position, labels, seen, annotations
+        ):
+            for number, record in enumerate(chunk, start=start):
+                _try_annotation(record, number, images, labels, seen, annotations, problems)
+        else:
+            annotations.keypoints.add_none(len(chunk))
+
+
+def _try_annotation(
+    record: Any,
+    number: int,
+    images: _Images,
+    labels: dict[int, int],
+    seen: set[int],
+    annotations: _Annotations,
+    problems: list[Problem],
+) -> None:
+    try:
+        if not isinstance(record, dict):
+            raise DamagedRecord("not a JSON object", "correct or remove the record")
+        image = record.get("image_id")
+        if _is_integer(image) and image in images.damaged:
+            return  # its image is listed
+        _read_annotation(record, images, labels, seen, annotations)
+    except DamagedRecord as damage:
+        problems.append(Problem("annotation", _name_annotation(record, number), *damage.args))
 
 
 def _name_annotation(record: Any, number: int) -> str:
@@ -201,19 +225,15 @@ def _read_annotation(
         raise DamagedRecord(f"iscrowd is {crowd!r}", "set it to 0 or 1")
     position = images.position[image]
     box = _read_box(record.get("bbox"), images.widths[position], images.heights[position])
-    row = len(annotations.ids)
+    row = len(annotations)
     size = (images.heights[position], images.widths[position])
     keypoints = annotations.keypoints.parse(record)
     annotations.masks.add(record.get("segmentation"), size, row)  # the last that may refuse it
     annotations.keypoints.add(*keypoints)
-    annotations.ids.append(identifier)
-    annotations.images.append(position)
-    annotations.labels.append(labels[category])
-    annotations.crowd.append(bool(crowd))
-    annotations.boxes.append(box)
+    annotations.add(identifier, position, labels[category], bool(crowd), box)
 
 
-def _read_box(value: Any, width: int, height: int) -> tuple[float, float, float, float]:
+def _read_box(value: Any, width: int, height: int) -> Box:
     if not isinstance(value, list) or len(value) != 4:
         raise DamagedRecord(f"bbox {value!r} is not a list [x, y, width, height]", _FIX_BOX)
     for number in value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ class ImageColumns:
     names: list[bytes] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.names)
 
     def add(self, identifier: int, width: int, height: int, name: bytes) -> None:
         """Takes one image; ``name`` is its file's, see :func:`check_file_name`."""
@@ -47,18 +48,35 @@ class AnnotationColumns:
     """Columns of the annotations that are good as far as one record alone can tell.
 
     Attributes:
+        ids: of the annotations.
         images: the position of each annotation's image in its :class:`ImageColumns`.
+        labels: of the annotations.
+        crowd: 0 or 1.
+        boxes: four numbers each, ``x1, y1, x2, y2``.
+        masks: their segmentations.
     """
 
-    ids: list[int] = field(default_factory=list)
-    images: list[int] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    crowd: list[bool] = field(default_factory=list)
-    boxes: list[Box] = field(default_factory=list)
+    ids: array = field(default_factory=lambda: array("q"))
+    images: array = field(default_factory=lambda: array("q"))
+    labels: array = field(default_factory=lambda: array("q"))
+    crowd: array = field(default_factory=lambda: array("b"))
+    boxes: array = field(default_factory=lambda: array("d"))
     masks: MaskColumns = field(default_factory=MaskColumns)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def add(self, identifier: int, image: int, label: int, crowd: bool, box: Box) -> None:
+        """Takes one annotation, whose mask was added before."""
+        self.ids.append(identifier)
+        self.images.append(image)
+        self.labels.append(label)
+        self.crowd.append(crowd)
+        self.boxes.extend(box)
+
+    def box_rows(self) -> np.ndarray:
+        """``(rows, 4)`` float64."""
+        return np.array(self.boxes, dtype=np.float64).reshape(-1, 4)
 
 
 def check_file_name(name: str) -> bytes:
@@ -117,7 +135,7 @@ def make_rings(
     """
     positions = np.array(annotations.images, dtype=np.int64)
     rings = annotations.masks.rings(
-        np.array(annotations.boxes, dtype=np.float64).reshape(-1, 4),
+        annotations.box_rows(),
         np.array(images.heights, dtype=np.int64)[positions],
         np.array(images.widths, dtype=np.int64)[positions],
     )
@@ -157,7 +175,9 @@ def assemble_index(
     ring_order = np.argsort(ring_rank, kind="stable")
     ring_order = ring_order[ring_rank[ring_order] >= 0]
     lengths = np.diff(rings.vertex_offsets)[ring_order]
-    vertices = rings.vertices[ranges(rings.vertex_offsets[ring_order], lengths)]
+    # Both coordinates of a vertex in one go.
+    pairs = np.ascontiguousarray(rings.vertices, dtype=np.float32).view(np.int64).ravel()
+    vertices = pairs[ranges(rings.vertex_offsets[ring_order], lengths)]
     boxes = np.array(annotations.boxes, dtype=np.float32).reshape(-1, 4)
     described = keypoint_names or KeypointNames()
     return AnnotationIndex(
@@ -173,7 +193,7 @@ def assemble_index(
         crowd=np.array(annotations.crowd, dtype=bool)[order],
         ring_offsets=offsets_of(np.bincount(ring_rank[ring_order], minlength=len(order))),
         vertex_offsets=offsets_of(lengths),
-        vertices=np.ascontiguousarray(vertices),
+        vertices=vertices.view(np.float32).reshape(-1, 2),
         category_ids=np.array(category_ids, dtype=np.int64),
         category_names=category_names,
         source_file=source_file,

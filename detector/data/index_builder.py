@@ -8,6 +8,7 @@ rules as a COCO file's.
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -109,10 +110,7 @@ class IndexBuilder:
         checked = check_box(*ends, size, shown)
         rows = self._annotations
         rows.masks.add(parts, size[::-1], len(rows))
-        rows.ids.append(len(rows) + 1)
-        rows.images.append(len(self._images) - 1)
-        rows.crowd.append(crowd)
-        rows.boxes.append(checked)
+        rows.add(len(rows) + 1, len(self._images) - 1, 0, crowd, checked)
         self._names.append(class_name)
         self._titles.append(title)
 
@@ -121,7 +119,7 @@ class IndexBuilder:
         classes = sorted(set(self._names)) if self._classes is None else self._classes
         labels = {name: label for label, name in enumerate(classes)}
         images, rows = self._images, self._annotations
-        rows.labels = [labels[name] for name in self._names]
+        rows.labels = array("q", [labels[name] for name in self._names])
         images.ids = image_ids_of([name.decode() for name in images.names])
         rings, bad_rows = make_rings(rows, images, self._titles.__getitem__, self.problems)
         index = assemble_index(

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 from detector.data.batches import TrainBatches
 from detector.data.collate import Collate
 from detector.data.dataset import DetectionDataset
+from detector.data.image_repeats import image_repeats
 from detector.structures import Batch
 
 Buckets = Sequence[Sequence[int]]
@@ -67,26 +69,43 @@ class TrainLoader:
                 self.epoch, self.batch = self.epoch + 1, 0
             yield batch
 
-    def state_dict(self) -> dict[str, int]:
+    def batches_at(self, position: tuple[int, int], count: int) -> Iterator[Batch]:
+        """Batches from a position on; its own stays where it is.
+
+        Args:
+            position: ``(epoch, batch)``.
+            count: how many.
+        """
+        yield from DataLoader(
+            self.dataset,
+            batch_sampler=list(islice(self.batches.starting_at(*position), count)),
+            collate_fn=self.collate,
+            **self._options,
+        )
+
+    def state_dict(self) -> dict[str, int | str]:
         """The position, and what makes it meaningful."""
         return {
             "epoch": self.epoch,
             "batch": self.batch,
             "num_images": self.batches.num_images,
+            "sampler": self.batches.sampler,
             "batch_size": self.batches.batch_size,
             "seed": self.batches.seed,
         }
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, int | str]) -> None:
         """Moves to a saved position; call it before iterating.
 
         Raises:
             ValueError: the state is of a loader whose batches were others.
         """
         for key, value in self.state_dict().items():
-            if key not in ("epoch", "batch") and state[key] != value:
+            # Checkpoints of before there were samplers do not name theirs.
+            former = state.get(key, "default")
+            if key not in ("epoch", "batch") and former != value:
                 raise ValueError(
-                    f"cannot continue: the checkpoint was trained with {key} {state[key]}, now it "
+                    f"cannot continue: the checkpoint was trained with {key} {former}, now it "
                     f"is {value}; restore the data settings or start a new run"
                 )
         self.epoch, self.batch = state["epoch"], state["batch"]
@@ -115,6 +134,8 @@ def build_train_loader(
     pin_memory: bool = False,
     prefetch_factor: int = 2,
     with_keypoints: bool = False,
+    sampler: str = "default",
+    repeat_threshold: float = 0.001,
 ) -> TrainLoader:
     """A loader of shuffled, augmented batches of one size, without end.
 
@@ -131,6 +152,9 @@ def build_train_loader(
         pin_memory: whether batches lie in page-locked memory.
         prefetch_factor: batches that each worker prepares ahead.
         with_keypoints: whether targets get keypoints.
+        sampler: how often images come, ``"default"``, ``"class_balanced"`` or ``"repeat_factor"``,
+            see :func:`detector.data.image_repeats.image_repeats`.
+        repeat_threshold: of ``"repeat_factor"``.
 
     Raises:
         ValueError: masks are asked of a dataset that lacks some, or keypoints of one without.
@@ -138,7 +162,11 @@ def build_train_loader(
     _require_masks(dataset, with_masks)
     _require_keypoints(dataset, with_keypoints)
     landscape = _landscape(dataset) if aspect_ratio_grouping else None
-    batches = TrainBatches(len(dataset), batch_size, seed, landscape)
+    repeats = image_repeats(dataset.index, sampler, repeat_threshold)
+    threshold = f" of {repeat_threshold:g}" if sampler == "repeat_factor" else ""
+    batches = TrainBatches(
+        len(dataset), batch_size, seed, landscape, repeats, f"{sampler}{threshold}"
+    )
     collate = Collate(buckets, size_divisor, with_masks, with_keypoints)
     return TrainLoader(dataset, batches, collate, num_workers, pin_memory, prefetch_factor)
 
@@ -230,7 +258,9 @@ def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
     # Ctrl-C, and what a job scheduler sends to stop, reach every process. The main process still
     # wants batches until it has saved; a worker that died first would end it with an error.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):  # Windows has no SIGUSR1
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         threading.Thread(target=_end_with_parent, name="SIGTERM", daemon=True).start()

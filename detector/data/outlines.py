@@ -39,10 +39,10 @@ def trace_bitmap(bitmap: np.ndarray) -> list[np.ndarray]:
     counts = np.diff(np.concatenate([[0], borders, [height * width]]))
     rings = trace_runs(counts, np.array([0, len(counts)]), np.array([height]), np.array([width]))
     pieces = np.split(rings.vertices.astype(np.float64), rings.vertex_offsets[1:-1])
-    return without_holes(pieces)
+    return bridge_holes(pieces)
 
 
-def without_holes(rings: list[np.ndarray]) -> list[np.ndarray]:
+def bridge_holes(rings: list[np.ndarray]) -> list[np.ndarray]:
     """Polygons whose union is a mask that is given by rings, see :mod:`detector.data.rings`.
 
     Rings of a mask without holes are such polygons. If there are holes, all rings become one
@@ -65,3 +65,30 @@ def join_rings(rings: list[np.ndarray]) -> np.ndarray:
         around = np.concatenate([np.roll(ring, -there, axis=0), ring[there : there + 1]])
         joined = np.concatenate([joined[: here + 1], around, joined[here:]])
     return joined
+
+
+def clip_ring(ring: np.ndarray, width: float, height: float) -> np.ndarray:
+    """The part of a ring ``(v, 2)`` inside an image, ``(w, 2)``; no vertex if none is.
+
+    Sutherland and Hodgman, Reentrant Polygon Clipping, 1974: cut by one side after the other. Where
+    the ring leaves and comes back, it runs along the image's border.
+    """
+    sides = ((0, 0, False), (0, width, True), (1, 0, False), (1, height, True))
+    for axis, limit, keeps_less in sides:
+        if len(ring) == 0:
+            break
+        distance = limit - ring[:, axis] if keeps_less else ring[:, axis] - limit
+        if (distance >= 0).all():
+            continue
+        kept = []
+        for start, end, here, there in zip(
+            ring, np.roll(ring, -1, axis=0), distance, np.roll(distance, -1), strict=True
+        ):
+            if here >= 0:
+                kept.append(start)
+            if (here >= 0) != (there >= 0):
+                crossing = start + here / (here - there) * (end - start)
+                crossing[axis] = limit
+                kept.append(crossing)
+        ring = np.array(kept).reshape(-1, 2)
+    return ring

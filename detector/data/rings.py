@@ -66,13 +66,21 @@ def ring_areas(vertices: np.ndarray, vertex_offsets: np.ndarray) -> np.ndarray:
     return 0.5 * np.add.reduceat(cross, starts)
 
 
-def orient_rings(vertices: np.ndarray, vertex_offsets: np.ndarray) -> np.ndarray:
+def orient_rings(
+    vertices: np.ndarray, vertex_offsets: np.ndarray, areas: np.ndarray | None = None
+) -> np.ndarray:
     """The vertices with every ring of negative area reversed, so that parts unite, ``(V, 2)``.
 
     COCO's polygon parts are filled one by one and united; under the non-zero winding rule the same
     union needs parts of one orientation, else overlapping parts would cancel.
+
+    Args:
+        vertices, vertex_offsets: the rings.
+        areas: their :func:`ring_areas`, where they are known.
     """
-    negative = ring_areas(vertices, vertex_offsets) < 0
+    negative = (ring_areas(vertices, vertex_offsets) if areas is None else areas) < 0
+    if not negative.any():
+        return vertices
     lengths = np.diff(vertex_offsets)
     flip = np.repeat(negative, lengths)
     index = np.arange(vertex_offsets[-1], dtype=np.int64)

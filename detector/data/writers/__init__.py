@@ -1,0 +1,1 @@
+"""Annotation indices written as files of the formats that :mod:`detector.data` reads."""
