@@ -149,8 +149,7 @@ def recognise(state: StateFile) -> Recipe | None:
         return None
     weights = _catalogue_entry(state)
     overrides = list(_overrides(model))
-    if any(name.endswith("num_batches_tracked") for name in tensors):
-        overrides += BATCH_NORMS if model.endswith("_v2") else BATCH_NORMS[:1]
+    overrides += _norms(tensors)
     if weights is not None and str(weights) in WITHOUT_EPS:
         overrides.append("model.backbone.norm_eps=0.0")
     names, ids = _classes(len(tensors[SCORES]) - 1, weights)
@@ -234,6 +233,18 @@ def _overrides(model: str) -> tuple[str, ...]:
             overrides += BATCH_NORMS
     # Images are padded to multiples of 32 and no further, as there.
     return (*overrides, "data.buckets=null")
+
+
+def _norms(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Batch norms that learn count batches; frozen ones have statistics alone."""
+    overrides = []
+    for part, key in (("body", "norm"), ("fpn", "fpn_norm")):
+        names = [name for name in tensors if name.startswith(f"backbone.{part}.")]
+        if any(name.endswith("num_batches_tracked") for name in names):
+            overrides.append(f"model.backbone.{key}=bn")
+        elif any(name.endswith("running_mean") for name in names):
+            overrides.append(f"model.backbone.{key}=frozen_bn")
+    return overrides
 
 
 def _classes(count: int, weights: WeightsEnum | None) -> tuple[tuple[str, ...], tuple[int, ...]]:
