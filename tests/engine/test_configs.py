@@ -24,13 +24,16 @@ def test_experiments_compose_resolve_and_say_what_they_are(name: str, compose_to
 def test_the_model_of_every_experiment_builds(name: str, compose_tool) -> None:
     """Parts that do not fit refuse each other when they are put together."""
     cfg = compose_tool("train", f"experiment={name}", "num_classes=5")
+    cfg.num_keypoints = 17
     cfg.model.backbone.weights = None
     with torch.device("meta"):
         model = instantiate(cfg.model)
     assert any(parameter.requires_grad for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", ["faster_rcnn_r50_fpn_1x", "mask_rcnn_r50_fpn_1x"])
+@pytest.mark.parametrize(
+    "name", ["faster_rcnn_r50_fpn_1x", "mask_rcnn_r50_fpn_1x", "keypoint_rcnn_r50_fpn_1x"]
+)
 def test_the_1x_recipes_are_the_published_ones(name: str, compose_tool) -> None:
     cfg = compose_tool("train", f"experiment={name}")
     schedule = instantiate(cfg.schedule)
@@ -47,6 +50,7 @@ def test_the_1x_recipes_are_the_published_ones(name: str, compose_tool) -> None:
         ("faster_rcnn_r50_fpn_1x", (2000, 1000, 1000, 1000)),
         ("mask_rcnn_r50_dc5_1x", (12000, 2000, 6000, 1000)),
         ("cascade_mask_rcnn_r50_fpn_1x", (2000, 2000, 1000, 1000)),
+        ("keypoint_rcnn_r50_fpn_1x", (2000, 1500, 1000, 1000)),
         ("rpn_r50_fpn_1x", (2000, 1000, 1000, 2000)),
         ("rpn_r50_c4_1x", (12000, 2000, 12000, 2000)),
     ],
@@ -66,6 +70,19 @@ def test_on_one_level_rois_are_sampled_as_in_the_published_recipes(name: str, co
     """Detectron2's POOLER_SAMPLING_RATIO 0 of ROIAlignV2: a large RoI has many cells in a bin."""
     op = compose_tool("train", f"experiment={name}").roi_op
     assert (op.sampling_ratio, op.aligned, op.mode) == (0, True, "avg")
+
+
+@pytest.mark.parametrize("name", ["keypoint_rcnn_r50_fpn_1x", "keypoint_rcnn_r50_fpn_3x"])
+def test_keypoint_recipes_are_the_published_ones(name: str, compose_tool) -> None:
+    """What Detectron2's Base-Keypoint-RCNN-FPN says beside the numbers of proposals, and the
+    defaults of its ROI_KEYPOINT_HEAD."""
+    cfg = compose_tool("train", f"experiment={name}", "num_keypoints=17")
+    branch = cfg.model.keypoint_branch
+    assert cfg.model.box_branch.smooth_l1_beta == 0.5
+    assert cfg.data.train.min_keypoints == 1 and cfg.data.val.get("min_keypoints", 0) == 0
+    assert cfg.data.train.annotations.endswith("annotations/person_keypoints_train2017.json")
+    assert (branch.head.num_convs, branch.head.width, branch.pooler.output_size) == (8, 512, 14)
+    assert (branch.normalizer, branch.keypoint_weight) == ("visible", 1.0)
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if "voc07" in name])
