@@ -12,6 +12,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from detector.data.writers.coco import coco_records
 from detector.evaluation.keypoints import keypoint_fields
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 def load_ground_truth(index: AnnotationIndex) -> COCO:
     """Read the JSON behind an index again, with its original polygons, RLEs, areas and crowds.
 
+    Of other formats the records are made from the index, with the area of their polygons.
     Only the index's images and annotations remain, so records that were skipped as damaged are in
     neither training nor evaluation; categories are those the index gives them. Annotations are
     numbered anew from 1: pycocotools takes a match with an annotation of id 0 for no match. With
@@ -29,8 +31,11 @@ def load_ground_truth(index: AnnotationIndex) -> COCO:
     Raises:
         ValueError: the file is no longer what the index was made of.
     """
-    with open(index.source_file, encoding="utf-8") as file:
-        source = json.load(file)
+    if index.source_format == "coco":
+        with open(index.source_file, encoding="utf-8") as file:
+            source = json.load(file)
+    else:
+        source = {"annotations": coco_records(index)[1]}
     sizes = zip(index.image_ids, index.heights, index.widths, strict=True)
     images = {
         int(image_id): {"id": int(image_id), "height": int(height), "width": int(width)}
