@@ -45,7 +45,8 @@ _MOBILENET_TABLE = KeyTable(
 def resnet_name(tensors: Mapping[str, Tensor], prefix: str = "") -> str | None:
     """Which ResNet or ResNeXt the names that begin with ``prefix`` are of.
 
-    Stages that are not there at all do not count against a network.
+    Blocks that are not there do not count against a network; it is the smallest that has all
+    others.
     """
     blocks = [0, 0, 0, 0]
     for name in tensors:
@@ -58,12 +59,12 @@ def resnet_name(tensors: Mapping[str, Tensor], prefix: str = "") -> str | None:
     if conv is None:
         return None
     for name, (expected, shape) in RESNETS.items():
-        same_depth = all(n in (0, count) for n, count in zip(blocks, expected, strict=True))
+        as_deep = all(found <= count for found, count in zip(blocks, expected, strict=True))
         if shape is None:
             same_width = not bottleneck
         else:
             same_width = bottleneck and tuple(conv.shape[:2]) == shape
-        if same_depth and same_width:
+        if as_deep and same_width:
             return name
     return None
 
