@@ -69,6 +69,11 @@ class TrainLoader:
                 self.epoch, self.batch = self.epoch + 1, 0
             yield batch
 
+    @property
+    def position(self) -> tuple[int, int]:
+        """``(epoch, batch)`` of the next batch."""
+        return self.epoch, self.batch
+
     def batches_at(self, position: tuple[int, int], count: int) -> Iterator[Batch]:
         """Batches from a position on; its own stays where it is.
 

@@ -174,16 +174,38 @@ def check_proposals(model: nn.Module, *datasets: DetectionDataset) -> None:
             )
 
 
-def choose_metric(evaluation: DictConfig, dataset: DetectionDataset) -> str:
+def check_validation_loss(model: nn.Module, val_set: DetectionDataset) -> None:
+    """A validation loss needs the ground truth that training needs.
+
+    Raises:
+        ValueError: the validation set lacks some.
+    """
+    for needed, there, what in (
+        (model.has_masks, val_set.index.has_masks, "segmentations"),
+        (model.has_keypoints, val_set.index.has_keypoints, "keypoints"),
+    ):
+        if needed and not there:
+            raise ValueError(
+                f"evaluation.loss=true, but {val_set.index.source_file} has no {what}, which "
+                f"{type(model).__name__} learns from; set evaluation.loss=false"
+            )
+
+
+def choose_metric(
+    evaluation: DictConfig, dataset: DetectionDataset, model: nn.Module | None = None
+) -> str:
     """``"coco"`` or ``"voc"``: ``evaluation.metric``, by default what goes with the data.
+
+    Proposals, of a model without classes, are measured by average recall, which is COCO's.
 
     Raises:
         ValueError: another name, or COCO's numbers of data that is not in COCO format.
     """
-    metric = evaluation.get("metric") or dataset.metric
+    proposes = model is not None and not model.has_classes
+    metric = evaluation.get("metric") or ("coco" if proposes else dataset.metric)
     if metric not in ("coco", "voc"):
         raise ValueError(f"evaluation.metric={metric}; it must be coco, voc or null")
-    if metric == "coco" and dataset.metric != "coco":
+    if metric == "coco" and dataset.metric != "coco" and not proposes:
         raise ValueError(
             f"evaluation.metric=coco, but {dataset.index.source_file} is not COCO JSON; leave it "
             "out: voc.AP is the mean AP at IoU .50:.95"
@@ -212,18 +234,23 @@ def build_evaluator(
             f"the model finds {model.num_keypoints} keypoints of an object, but "
             f"{index.source_file} has {index.num_keypoints}; evaluate on data with the same"
         )
-    if choose_metric(evaluation, dataset) == "voc":
+    if choose_metric(evaluation, dataset, model) == "voc":
         return VOCEvaluator(index)
     found = {"box": True, "mask": model.has_masks, "keypoint": model.has_keypoints}
     iou_types = [kind for kind, is_found in found.items() if is_found]
     return CocoEvaluator(index, iou_types, plain(evaluation.max_detections))
 
 
+def number_of_classes(count: int) -> str:
+    """``"1 class"``, ``"5 classes"``."""
+    return f"{count} {'class' if count == 1 else 'classes'}"
+
+
 def describe_model(model: nn.Module) -> str:
     """``"MaskRCNN, 5 classes, 21.3 million parameters, 21.2 trained"``."""
     count = sum(p.numel() for p in model.parameters()) / 1e6
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
-    classes = f"{model.num_classes} classes" if model.has_classes else "any class"
+    classes = number_of_classes(model.num_classes) if model.has_classes else "any class"
     return (
         f"{type(model).__name__}, {classes}, {count:.1f} million parameters, {trained:.1f} trained"
     )

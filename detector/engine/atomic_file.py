@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, before: Callable[[], None] | None = None) -> Iterator[BinaryIO]:
     """Opens a temporary file beside ``path`` which takes its name when the block ends well.
 
     The bytes are on the disk before the rename, so a crash, a full disk or a power cut leaves the
     former file or the new one, never a part.
+
+    Args:
+        path: the file.
+        before: called when the bytes are on the disk and before the rename.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -24,6 +28,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if before is not None:
+            before()
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

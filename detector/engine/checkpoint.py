@@ -13,14 +13,16 @@ A checkpoint is a ``torch.save`` file of plain tensors, numbers and text, readab
     optimizer, loader   their states: momenta, position in the epoch's shuffled order
     evaluation      the last evaluation's metrics and step, or None
     best            the best value so far of the metric that chooses ``best.pt``, or None
+    seconds         of training, for ``training.time_limit``
+    loss_scale, early_stopping    their states, only where they are used
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import hydra
 import torch
@@ -53,11 +55,19 @@ REQUIRED = ("format", "model", "config", "class_names", "category_ids", "step")
 REQUIRED_TO_RESUME = ("optimizer", "loader", "evaluation", "best")
 
 
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+def save_checkpoint(
+    path: Path, content: dict[str, Any], before: Callable[[], None] | None = None
+) -> None:
     """Writes ``content`` atomically, so that a former ``path`` is never lost to a partial one.
+
+    Args:
+        path: the file.
+        content: see above.
+        before: called when everything is on the disk and ``path`` still the former file.
 
     Raises:
         FloatingPointError: a weight is not finite; nothing is written.
+        OSError: it could not be written; ``path`` is as it was.
     """
     for name, value in content["model"].items():
         if value.is_floating_point() and not torch.isfinite(value).all():
@@ -65,8 +75,31 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
                 f"{path} was not written: weight {name!r} is not finite after step "
                 f"{content['step']}. Lower optimizer.lr, or set training.gradient_clip"
             )
-    with atomic_write(path) as file:
-        torch.save(content, file)
+    with atomic_write(path, before) as file:
+        guarded = _ReportedWrites(file)
+        try:
+            torch.save(content, guarded)
+        except Exception as error:
+            # torch reports a full disk as a place in its own source.
+            raise guarded.error or error from None
+
+
+class _ReportedWrites:
+    """Passes writes on and remembers the one that failed."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -86,8 +119,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         reason = str(error).strip().split("\n")[0].split(". ")[0]
         raise ValueError(
             f"{path} cannot be read as a checkpoint ({type(error).__name__}: {reason}). The file "
-            "is cut off or of another kind; take another one, for example best.pt beside last.pt, "
-            "or train again"
+            "is cut off or of another kind; take another one, for example previous.pt or best.pt "
+            "beside last.pt, or train again"
         ) from error
     missing = [key for key in REQUIRED if not isinstance(content, dict) or key not in content]
     if missing:
@@ -130,7 +163,10 @@ def check_newest(path: Path, content: dict[str, Any], last: Path) -> None:
     """
     if not last.is_file() or (path.exists() and path.samefile(last)):
         return
-    saved = load_checkpoint(last)["step"]
+    try:
+        saved = load_checkpoint(last)["step"]
+    except ValueError:  # nothing is lost with a broken one
+        return
     if saved > content["step"]:
         raise ValueError(
             f"{path} is of step {content['step']}, and training on from it would overwrite {last} "

@@ -12,6 +12,7 @@ from detector.engine.runtime import Runtime
 from detector.structures import Batch, Detections, Proposals
 
 if TYPE_CHECKING:
+    from detector.engine.validation_loss import ValidationLoss
     from detector.evaluation.coco import CocoEvaluator, Evaluation
 
 
@@ -41,6 +42,7 @@ def evaluate_model(
     evaluator: CocoEvaluator,
     runtime: Runtime,
     should_stop: Callable[[], bool] = lambda: False,
+    losses: ValidationLoss | None = None,
 ) -> Evaluation | None:
     """Detects on every batch and compares with the ground truth.
 
@@ -50,13 +52,21 @@ def evaluate_model(
         evaluator: is reset first.
         runtime: how to run the model.
         should_stop: asked after each batch.
+        losses: where given, is reset first and becomes the metrics' ``"val"``.
 
     Returns:
         The evaluation, or ``None`` when ``should_stop`` said so.
     """
     evaluator.reset()
+    if losses is not None:
+        losses.reset()
     for batch in batches:
         evaluator.update(batch, detect(model, batch, runtime))
+        if losses is not None:
+            losses.update(model, batch)
         if should_stop():
             return None
-    return evaluator.summarize()
+    found = evaluator.summarize()
+    if losses is not None:
+        found.metrics["val"] = losses.result()
+    return found

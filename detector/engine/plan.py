@@ -12,12 +12,12 @@ class Plan:
     Attributes:
         max_steps: the last step.
         evaluate_every: steps between evaluations, 0 for one at the end.
-        steps_per_epoch: batches that make an epoch.
+        steps_per_epoch: steps that make an epoch; a fraction where several batches make a step.
     """
 
     max_steps: int
     evaluate_every: int
-    steps_per_epoch: int
+    steps_per_epoch: float
 
     def evaluates(self, step: int) -> bool:
         """Whether an evaluation belongs after ``step`` finished steps."""
@@ -36,7 +36,7 @@ class Plan:
 
 
 def plan_training(
-    steps_per_epoch: int,
+    steps_per_epoch: float,
     max_steps: int | None,
     max_epochs: float | None,
     evaluate_every: int = 0,
@@ -45,7 +45,7 @@ def plan_training(
     """A plan from limits in steps and in epochs.
 
     Args:
-        steps_per_epoch: batches that make an epoch.
+        steps_per_epoch: steps that make an epoch.
         max_steps, max_epochs: whichever comes first ends the training; one may be ``None``.
         evaluate_every, evaluate_every_epochs: in steps or in epochs; one may be 0.
 

@@ -139,16 +139,26 @@ def open_display(max_steps: int, step: int = 0, console: Console | None = None) 
 
 def describe(values: dict[str, float]) -> str:
     """``"loss 1.234 (box 0.3, mask 0.7)  gradient 2.1  lr 0.02  7.5 images/s  3.1 GiB"``."""
-    parts = ", ".join(
+    skipped = f"  skipped {values['skipped_steps']:.0f}" if values.get("skipped_steps") else ""
+    return (
+        f"loss {values['loss']:.4g} ({_parts(values)})  "
+        f"gradient {values['gradient_norm']:.3g}{skipped}  "
+        f"lr {values['lr']:.3g}  {values['images_per_second']:.3g} images/s  "
+        f"{values['memory_gib']:.2f} GiB"
+    )
+
+
+def _parts(values: dict[str, float]) -> str:
+    return ", ".join(
         f"{name.removeprefix('loss_')} {value:.3g}"
         for name, value in values.items()
         if name.startswith("loss_")
     )
-    return (
-        f"loss {values['loss']:.4g} ({parts})  gradient {values['gradient_norm']:.3g}  "
-        f"lr {values['lr']:.3g}  {values['images_per_second']:.3g} images/s  "
-        f"{values['memory_gib']:.2f} GiB"
-    )
+
+
+def describe_val_loss(losses: dict[str, float]) -> str:
+    """``"validation loss 1.234 (box 0.3, mask 0.7)"``."""
+    return f"validation loss {losses['loss']:.4g} ({_parts(losses)})"
 
 
 def duration(seconds: float) -> str:

@@ -1,7 +1,8 @@
-"""Random numbers that follow from the seed and the step alone."""
+"""Random numbers that follow from the seed and the step alone, and results that repeat."""
 
 from __future__ import annotations
 
+import os
 import random
 
 import numpy as np
@@ -24,3 +25,23 @@ def seed_everything(*key: int) -> None:
     torch.manual_seed(torch_seed)
     np.random.seed(numpy_seed)
     random.seed(python_seed)
+
+
+def set_deterministic(wanted: bool) -> None:
+    """Has every operation give the same bits each time, or lets it be as fast as it can.
+
+    Then the same seed gives the same weights, on one machine with one number of threads, whatever
+    the number of data workers. On a GPU kernels that add in no fixed order are replaced by slower
+    ones; an operation that has none raises and names itself.
+
+    Args:
+        wanted: sets it for the whole process, true or false.
+    """
+    torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.deterministic = wanted
+    if wanted:
+        torch.backends.cudnn.benchmark = False  # it chooses kernels by what they took to run
+        # Filling memory that is overwritten anyway finds mistakes, and costs much.
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        # cuBLAS reads it when it is first used, which is after this.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -3,7 +3,8 @@
 config.yaml      the resolved configuration
 metrics.jsonl    one JSON object per log line and per evaluation
 metrics.json     the final evaluation
-checkpoints/     last.pt, best.pt
+checkpoints/     last.pt, previous.pt, best.pt, see :mod:`detector.engine.checkpoint_writer`
+replay.pt        a step with a non-finite loss, see :mod:`detector.engine.replay`
 tensorboard/     event files
 pictures/        ground truth beside predictions on validation images
 """
@@ -47,6 +48,30 @@ class RunDirectory:
     def best(self) -> Path:
         return self.path / "checkpoints" / "best.pt"
 
+    def previous(self, age: int = 1) -> Path:
+        """The checkpoint ``age`` saves before the last."""
+        return self.last.with_name("previous.pt" if age == 1 else f"previous_{age}.pt")
+
+    def kept(self, step: int) -> Path:
+        """The copy of a step that is kept for good."""
+        return self.last.with_name(f"step_{step:08d}.pt")
+
+    @property
+    def saved(self) -> list[Path]:
+        """The checkpoints, the newest first as far as names and times tell."""
+
+        def age(previous: Path) -> int:
+            return int(previous.stem.partition("_")[2] or 1)
+
+        named = [self.last, *sorted(self.last.parent.glob("previous*.pt"), key=age)]
+        others = [file for file in self.last.parent.glob("*.pt") if file not in named]
+        others.sort(key=lambda file: file.stat().st_mtime, reverse=True)
+        return [file for file in (*named, *others) if file.is_file()]
+
+    @property
+    def replay(self) -> Path:
+        return self.path / "replay.pt"
+
     @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
@@ -82,10 +107,10 @@ def choose_run_directory(
     if resume == "auto":
         if run_dir is not None:
             directory = RunDirectory(Path(run_dir))
-            return directory, directory.last if directory.last.is_file() else None
+            return directory, next(iter(directory.saved), None)
         for folder in sorted((runs / name).glob("*"), reverse=True):
-            if RunDirectory(folder).last.is_file():
-                return RunDirectory(folder), RunDirectory(folder).last
+            if saved := RunDirectory(folder).saved:
+                return RunDirectory(folder), saved[0]
     elif resume is not None:
         checkpoint = checkpoint_file(resume)
         inside_run = checkpoint.parent.name == "checkpoints"

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
+from torch.amp import GradScaler
 
 from detector.structures import Batch
+
+Precision = Literal["auto", "float32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,8 @@ class Runtime:
     Args:
         device: ``"auto"`` (CUDA where there is one, else the CPU), ``"cpu"``, ``"cuda"``,
             ``"cuda:1"``, ...
-        precision: ``"float32"``, ``"bf16"`` for autocast to bfloat16 with float32 weights, or
+        precision: ``"float32"``, ``"bf16"`` for autocast to bfloat16 with float32 weights,
+            ``"fp16"`` for float16 with a loss scale (GPUs before Ampere have no bf16), or
             ``"auto"``: bf16 where the hardware computes in it, float32 where it would be emulated.
         channels_last: NHWC memory, which tensor cores and oneDNN prefer.
         num_threads: CPU threads of one operation; ``None`` leaves torch's choice.
@@ -30,13 +34,15 @@ class Runtime:
     """
 
     device: str = "auto"
-    precision: Literal["auto", "float32", "bf16"] = "float32"
+    precision: Precision = "float32"
     channels_last: bool = False
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
-        if self.precision not in ("auto", "float32", "bf16"):
-            raise ValueError(f"runtime.precision={self.precision}: choose auto, float32 or bf16")
+        if self.precision not in get_args(Precision):
+            raise ValueError(
+                f"runtime.precision={self.precision}: choose {', '.join(get_args(Precision))}"
+            )
         if self.num_threads is not None and self.num_threads < 1:
             raise ValueError(f"runtime.num_threads={self.num_threads} must be at least 1, or null")
         name = self.device
@@ -86,7 +92,20 @@ class Runtime:
         """The context in which forward passes run."""
         if self.precision == "float32":
             return nullcontext()
-        return torch.autocast(self.torch_device.type, torch.bfloat16)
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.torch_device.type, dtype)
+
+    def loss_scaler(self, scale: float | None = None) -> GradScaler | None:
+        """What keeps small float16 gradients from becoming zero; ``None`` in other precisions.
+
+        Args:
+            scale: to begin with; ``None`` is torch's choice.
+        """
+        if self.precision != "fp16":
+            return None
+        return GradScaler(
+            self.torch_device.type, **({} if scale is None else {"init_scale": scale})
+        )
 
     def peak_memory(self) -> float | None:
         """GiB: the most allocated on the GPU, or the most resident of the process on a CPU."""

@@ -36,11 +36,14 @@ class Schedule:
 
     def __call__(self, step: int) -> float:
         """The multiplier of the step after ``step`` finished ones; 0 is the first."""
-        multiplier = self.decay(step)
-        if step < self.warmup_steps:
-            progress = step / self.warmup_steps
-            multiplier *= self.warmup_factor * (1 - progress) + progress
-        return multiplier
+        return self.decay(step) * self.warmup(step)
+
+    def warmup(self, step: int) -> float:
+        """The warm-up alone: 1 when it is over."""
+        if step >= self.warmup_steps:
+            return 1.0
+        progress = step / self.warmup_steps
+        return self.warmup_factor * (1 - progress) + progress
 
     def decay(self, step: int) -> float:
         """The multiplier without warm-up."""

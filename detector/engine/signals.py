@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to stop, heard at the end of the current step."""
+"""Ctrl-C and what schedulers send as a wish to stop, heard at the end of the current step."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ import threading
 from types import FrameType
 from typing import Self
 
+# SIGUSR1 is what Slurm's --signal=USR1@120 announces a preemption with. Windows has none.
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+]
+
 
 class StopRequest:
-    """Within ``with StopRequest() as stop:`` SIGINT and SIGTERM only set ``stop.signal``.
+    """Within ``with StopRequest() as stop:`` SIGINT, SIGTERM and SIGUSR1 only set ``stop.signal``.
 
-    A second one of either is not caught: it ends the program at once, for one who cannot wait. The
+    A second one of any is not caught: it ends the program at once, for one who cannot wait. The
     former handlers are back after the block. Outside the main thread, where Python allows no
     handlers, it does nothing.
     """
@@ -25,13 +30,13 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """What a shell expects of a program ended by this signal: 130 or 143."""
+        """What a shell expects of a program ended by this signal, such as 143 for SIGTERM."""
         assert self.signal is not None
         return 128 + self.signal
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in SIGNALS:
                 self._former[number] = signal.signal(number, self._receive)
         return self
 

@@ -11,24 +11,16 @@ import time
 from contextlib import closing
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
-from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from detector.data.loader import build_eval_loader, build_train_loader
 from detector.engine import assembly
-from detector.engine.atomic_file import atomic_copy, atomic_write, write_json
-from detector.engine.checkpoint import (
-    FORMAT,
-    best_metric,
-    check_classes,
-    check_newest,
-    check_resumable,
-    checkpoint_config,
-    load_checkpoint,
-    load_weights,
-    save_checkpoint,
-)
-from detector.engine.inference import evaluate_model, given_proposals
+from detector.engine.atomic_file import atomic_write, write_json
+from detector.engine.checkpoint import check_classes, checkpoint_config
+from detector.engine.checkpoint_writer import CheckpointWriter, check_writable, checkpoint_bytes
+from detector.engine.durations import parse_duration
+from detector.engine.inference import evaluate_model
 from detector.engine.init_table import transfer_table
 from detector.engine.initial_weights import (
     check_initial_weights,
@@ -39,18 +31,23 @@ from detector.engine.initial_weights import (
 )
 from detector.engine.loss_window import LossWindow
 from detector.engine.metric_log import MetricLog
-from detector.engine.optimizer import (
-    check_gradient_clip,
-    restore_optimizer,
-    set_learning_rate,
-)
+from detector.engine.objective import EarlyStopping, choose_objective
+from detector.engine.optimizer import check_gradient_clip, set_learning_rate
 from detector.engine.pictures import Comparisons
 from detector.engine.plan import is_due, plan_training
-from detector.engine.progress import duration, open_display
-from detector.engine.randomness import seed_everything
+from detector.engine.precise_bn import check_precise_bn, recompute_batch_statistics
+from detector.engine.progress import describe_val_loss, duration, open_display
+from detector.engine.randomness import seed_everything, set_deterministic
+from detector.engine.replay import ReplayFile
+from detector.engine.resume import load_to_resume
 from detector.engine.run_directory import RunDirectory, choose_run_directory, resume_command
 from detector.engine.signals import StopRequest
+from detector.engine.step_guard import StepGuard, check_on_nonfinite
 from detector.engine.stopwatch import Stopwatch
+from detector.engine.time_limit import TimeLimit
+from detector.engine.training_state import TrainingState
+from detector.engine.training_step import TrainingStep, check_accumulate
+from detector.engine.validation_loss import ValidationLoss
 from detector.engine.weight_average import WeightAverage
 from detector.evaluation.table import evaluation_table
 from detector.predictor import Detector
@@ -67,26 +64,31 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
         The final metrics, as written to ``metrics.json``.
 
     Raises:
-        ValueError, FileNotFoundError: what the user has to put right, before the first step.
-        NonFiniteLoss: training diverged; the last good checkpoint is kept.
-        SystemExit: with 130 or 143 after Ctrl-C or SIGTERM, when everything is saved.
+        ValueError, OSError: what the user has to put right, before the first step. OSError: the
+            last checkpoint could not be written; the one before is kept.
+        NonFiniteLoss: training diverged; the last good checkpoint is kept, and the bad step.
+        SystemExit: with 130, 143 or 138 after Ctrl-C, SIGTERM or SIGUSR1, when all is saved.
     """
     if "stages" in cfg.training:
         from detector.engine.alternating import train_alternating  # it trains each of its stages
 
         return train_alternating(cfg)
 
+    began = time.monotonic()
     # Where to write, and what to begin or go on from. Looked at first: it fails fast.
     run, resume_from = choose_run_directory(cfg.run_dir, cfg.resume, cfg.name)
-    former = load_checkpoint(resume_from) if resume_from else None
-    if former:
-        check_resumable(resume_from, former)
-        check_newest(resume_from, former, run.last)
+    former, setbacks = None, []
+    if resume_from:
+        resume_from, former, setbacks = load_to_resume(resume_from, run, cfg.resume == "auto")
+    time_limit = parse_duration("training.time_limit", cfg.training.time_limit)
+    accumulate = check_accumulate(cfg.training.accumulate)
+    tolerated = check_on_nonfinite(cfg.training.on_nonfinite, cfg.training.max_skipped)
     init = {} if former else cfg.init
     weight_warnings = check_initial_weights(cfg.model, init, cfg.freeze)
     initial = read_initial_checkpoint(init)
     runtime = assembly.build(cfg.runtime)
     runtime.apply()
+    set_deterministic(cfg.deterministic)
 
     # Data. Every image and annotation is checked here.
     train_set = assembly.build_dataset(cfg.data, "train")
@@ -120,6 +122,8 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
         with_masks=model.has_masks,
         with_keypoints=model.has_keypoints,
         pin_memory=pin_memory,
+        sampler=cfg.data.get("sampler", "default"),
+        repeat_threshold=cfg.data.get("repeat_threshold", 0.001),
     )
     val_loader = build_eval_loader(
         val_set,
@@ -131,7 +135,7 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
 
     # Optimiser, schedule, average of the weights.
     plan = plan_training(
-        loader.steps_per_epoch,
+        loader.steps_per_epoch / accumulate,
         cfg.training.max_steps,
         cfg.training.max_epochs,
         cfg.evaluation.every,
@@ -144,39 +148,38 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
     decay = cfg.training.ema_decay
     average = WeightAverage(model, decay) if decay is not None else None
 
-    # Resume.
-    step, evaluated, best = 0, None, None
-    if former:
-        load_weights(model, former.get("trained_model", former["model"]), resume_from)
-        if average:
-            load_weights(average.model, former["model"], resume_from)
-        restore_optimizer(optimizer, former["optimizer"], resume_from)
-        loader.load_state_dict(former["loader"])
-        step, evaluated = former["step"], former["evaluation"]
-        best = former["best"] if run.best.is_file() else None  # a new run_dir has a best of its own
-        if step > plan.max_steps:
-            raise ValueError(
-                f"{resume_from} has finished {step} steps, more than training.max_steps="
-                f"{plan.max_steps}; raise it to go on"
-            )
-    trained_parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    evaluated_model = average.model if average else model
-
-    # Evaluation.
+    # Evaluation, and what is best.
     max_detections = assembly.plain(cfg.evaluation.max_detections)
     has_masks = model.has_masks and val_set.index.has_masks
     has_keypoints = model.has_keypoints and val_set.index.has_keypoints
     evaluator = assembly.build_evaluator(cfg.evaluation, val_set, model)
-    metric = assembly.choose_metric(cfg.evaluation, val_set)
-    kind, key = best_metric(
-        cfg.checkpoint.metric, has_masks, max_detections, metric, has_keypoints
-    )
-    # A picture alone has no proposals.
+    val_loss = ValidationLoss(runtime, cfg.seed) if cfg.evaluation.loss else None
+    if val_loss:
+        assembly.check_validation_loss(model, val_set)
+    metric = assembly.choose_metric(cfg.evaluation, val_set, model)
+    measured = (val_loss is not None, has_masks, max_detections, metric, has_keypoints)
+    objective = choose_objective("checkpoint.metric", cfg.checkpoint.metric, *measured)
+    early = EarlyStopping.of(cfg.training.early_stopping, *measured)
+
+    # Resume.
+    scaler = runtime.loss_scaler()
+    state = TrainingState(model, optimizer, loader, objective, average, scaler, early)
+    if former:
+        state.restore(former, resume_from, keeps_best=run.best.is_file())
+        if state.step > plan.max_steps:
+            raise ValueError(
+                f"{resume_from} has finished {state.step} steps, more than training.max_steps="
+                f"{plan.max_steps}; raise it to go on"
+            )
+    guard = StepGuard(model, optimizer, tolerated, scaler)
+    take_step = TrainingStep(model, optimizer, runtime, guard, cfg.seed, cfg.training.gradient_clip)
+
+    # Pictures. One alone has no proposals.
     num_pictures = 0 if model.needs_proposals else cfg.logging.pictures
     comparisons = Comparisons(val_set.index, num_pictures, cfg.logging.score_threshold)
     watched_names, watched_ids = assembly.classes_of(model, classes, category_ids)
     watcher = Detector(
-        evaluated_model,
+        state.evaluated_model,
         class_names=watched_names,
         category_ids=watched_ids,
         transforms=assembly.build(cfg.augment.val),
@@ -187,37 +190,38 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
     )
 
     # The run directory.
+    size = checkpoint_bytes(optimizer, model, *([average.model] if average else []))
+    check_writable(run, size, cfg.checkpoint.keep_last, cfg.checkpoint.keep_every, plan.max_steps)
     with atomic_write(run.config) as file:
         file.write(OmegaConf.to_yaml(cfg, resolve=True).encode())
-    config_text = OmegaConf.to_yaml(cfg)
-    window, stopwatch = LossWindow(), Stopwatch(runtime.torch_device)
-    began = time.perf_counter()
+    described = {
+        "config": OmegaConf.to_yaml(cfg),
+        "class_names": list(classes),
+        "category_ids": category_ids,
+        "keypoint_names": list(watcher.keypoint_names),
+        "skeleton": [list(pair) for pair in watcher.skeleton],
+    }
+    window, stopwatch = LossWindow(tolerated), Stopwatch(runtime.torch_device)
+    images_per_step = cfg.data.batch_size * accumulate
+    limit = TimeLimit(time_limit, state.seconds, len(val_set) / images_per_step, began)
+    paced = limit.pace(schedule, plan.max_steps)
 
     with (
         StopRequest() as stop,
-        closing(MetricLog(run.metric_lines, run.tensorboard, step)) as log,
-        open_display(plan.max_steps, step) as display,
+        closing(MetricLog(run.metric_lines, run.tensorboard, state.step)) as log,
+        open_display(plan.max_steps, state.step) as display,
+        CheckpointWriter(
+            run,
+            cfg.checkpoint.keep_last,
+            state.step if resume_from == run.last else None,
+            display.print,
+        ) as writer,
+        ReplayFile(run.replay, state, described, cfg.seed, accumulate),
     ):
 
-        def save() -> None:
+        def content() -> dict[str, Any]:
             window.check()  # diverged weights must not replace good ones
-            content = {
-                "format": FORMAT,
-                "model": evaluated_model.state_dict(),
-                "config": config_text,
-                "class_names": list(classes),
-                "category_ids": category_ids,
-                "keypoint_names": list(watcher.keypoint_names),
-                "skeleton": [list(pair) for pair in watcher.skeleton],
-                "step": step,
-                "optimizer": optimizer.state_dict(),
-                "loader": loader.state_dict(),
-                "evaluation": evaluated,
-                "best": best,
-            }
-            if average:
-                content["trained_model"] = model.state_dict()
-            save_checkpoint(run.last, content)
+            return state.content(limit.elapsed, described)
 
         if transfer:
             display.print(transfer_table(transfer))
@@ -225,12 +229,12 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
         display.print(f"train {assembly.describe_dataset(train_set)}")
         display.print(f"val   {assembly.describe_dataset(val_set)}")
         display.print(
-            f"{plan.max_steps} steps of {cfg.data.batch_size} images, "
+            f"{plan.max_steps} steps of {images_per_step} images, "
             f"{plan.max_steps / plan.steps_per_epoch:.1f} epochs, on {runtime.device} in "
-            f"{runtime.precision}"
+            f"{runtime.precision}{limit}"
         )
         if former:
-            display.print(f"resumed from {resume_from} after step {step}")
+            display.print(f"resumed from {resume_from} after step {state.step}")
             for change in assembly.config_changes(checkpoint_config(former, allow_code=True), cfg):
                 display.print(f"changed since the checkpoint: {change}")
         for warning in (
@@ -238,6 +242,9 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
             *(transfer.warnings if transfer else []),
             *plan.without_effect(cfg.training.max_epochs),
             *schedule.without_effect(plan.max_steps),
+            *check_precise_bn(cfg.training.precise_bn_steps, model),
+            *guard.warnings(),
+            *setbacks,
         ):
             display.print(f"warning: {warning}")
         display.print(f"writing to {run.path}")
@@ -246,88 +253,93 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
         while True:
             # Evaluate. It comes before the end of the loop, so that a run which was stopped after
             # its last step but before the evaluation catches up when it is resumed.
-            if plan.evaluates(step) and (evaluated is None or evaluated["step"] != step):
-                save()
-                tracked = display.track(val_loader, len(val_loader), "evaluating", "batches")
-                found = evaluate_model(
-                    evaluated_model, tracked, evaluator, runtime, should_stop=lambda: bool(stop)
-                )
-                if found is not None:
-                    evaluated = {"step": step, "metrics": found.metrics}
-                    log.evaluation(step, evaluated["metrics"])
-                    display.print(evaluation_table(found))
-                    value = found.metrics[kind][key]
-                    is_best = best is None or value > best
-                    best = value if is_best else best
-                    save()
-                    if is_best:
-                        atomic_copy(run.last, run.best)
-                    for name, picture in comparisons.draw(watcher, run.pictures):
-                        log.picture(step, name, picture)
+            finished = state.step >= plan.max_steps or limit.is_over
+            finished = finished or (early is not None and early.is_over)
+            if (finished or plan.evaluates(state.step)) and not state.is_evaluated:
+                if writer.newest != state.step:
+                    writer.save(content())
+                with limit.evaluating():
+                    if cfg.training.precise_bn_steps:
+                        recompute_batch_statistics(
+                            state.evaluated_model,
+                            loader.batches_at(loader.position, cfg.training.precise_bn_steps),
+                            runtime,
+                            cfg.seed,
+                        )
+                    found = evaluate_model(
+                        state.evaluated_model,
+                        display.track(val_loader, len(val_loader), "evaluating", "batches"),
+                        evaluator,
+                        runtime,
+                        should_stop=lambda: bool(stop),
+                        losses=val_loss,
+                    )
+                    if found is not None:
+                        is_best = state.judge(found.metrics)
+                        log.evaluation(state.step, found.metrics)
+                        display.print(evaluation_table(found))
+                        if val_loss:
+                            display.print(describe_val_loss(found.metrics["val"]))
+                        writer.save(content(), best=is_best)
+                        for name, picture in comparisons.draw(watcher, run.pictures):
+                            log.picture(state.step, name, picture)
+                if early and early.is_over:
+                    display.print(f"stopping early: {early}")
+                    finished = True
                 stopwatch.restart()
-            if stop or step >= plan.max_steps:
+            if stop or finished:
                 break
 
             # One step.
+            limit.start_step()
             stopwatch.start()
-            batch = next(batches)
-            on_device = runtime.move(batch)
+            position = loader.position
+            parts = [next(batches) for _ in range(accumulate)]
             stopwatch.lap("data", on_host=True)
-
-            seed_everything(cfg.seed, step)
-            multiplier = set_learning_rate(optimizer, schedule, step)
-            with runtime.autocast():
-                losses = model(
-                    on_device.images,
-                    on_device.image_sizes,
-                    on_device.targets,
-                    *given_proposals(on_device),
-                )
-            total = sum(losses.values())
-            stopwatch.lap("forward")
-
-            optimizer.zero_grad(set_to_none=True)
-            total.backward()
-            stopwatch.lap("backward")
-
-            if cfg.training.gradient_clip is not None:
-                norm = clip_grad_norm_(trained_parameters, cfg.training.gradient_clip)
-            else:
-                norm = get_total_norm([p.grad for p in trained_parameters if p.grad is not None])
-            optimizer.step()
-            step += 1
+            multiplier = set_learning_rate(optimizer, paced, state.step)
+            losses = take_step(parts, state.step, stopwatch)
+            state.step += 1
             if average:
-                average.update(model, step)
-            stopwatch.lap("update")
+                average.update(model, state.step)
+                stopwatch.lap("update")
+            limit.end_step()
 
             # Look at it now and then, and save.
-            window.add(step, batch.image_ids, {"loss": total, **losses, "gradient_norm": norm})
-            display.advance(step)
-            if is_due(step, cfg.logging.every) or step == plan.max_steps:
+            image_ids = torch.cat([batch.image_ids for batch in parts])
+            window.add(state.step, image_ids, losses, position)
+            if guard.knows_bad:
+                window.check()
+            display.advance(state.step)
+            if is_due(state.step, cfg.logging.every) or state.step == plan.max_steps:
                 values = window.read()
                 seconds = stopwatch.read()
                 values["lr"] = optimizer.defaults["lr"] * multiplier
-                values["epoch"] = step / loader.steps_per_epoch
-                values["images_per_second"] = cfg.data.batch_size / seconds["step"]
+                values["epoch"] = state.step / plan.steps_per_epoch
+                values["images_per_second"] = images_per_step / seconds["step"]
                 values["memory_gib"] = runtime.peak_memory() or 0.0
+                if scaler:
+                    values["fp16_scale"] = scaler.get_scale()
                 times = {f"time/{name}": value for name, value in seconds.items()}
-                log.training(step, values | times)
+                log.training(state.step, values | times)
                 display.report(values, seconds["step"])
-            if is_due(step, cfg.checkpoint.every):
-                save()
+            keep = is_due(state.step, cfg.checkpoint.keep_every)
+            if keep or is_due(state.step, cfg.checkpoint.every):
+                writer.save(content(), keep=keep)
+                limit.saving = writer.seconds
 
         # The end.
-        if evaluated is None or evaluated["step"] < plan.max_steps:
-            save()
+        if not (finished and state.is_evaluated):
+            writer.save_now(content())
             display.print(
-                f"stopped by {stop.signal.name}; saved step {step} to {run.last}. Go on with\n"
-                f"    {resume_command(whole or run)}"
+                f"stopped by {stop.signal.name}; saved step {state.step} to {run.last}. "
+                f"Go on with\n    {resume_command(whole or run)}"
             )
             raise SystemExit(stop.exit_code)
+        writer.wait(required=True)
         display.print(
-            f"finished {step} steps in {duration(time.perf_counter() - began)}; "
+            f"finished {state.step} steps in {duration(time.monotonic() - began)}; "
             f"see {run.metrics} and the pictures in {run.pictures}"
         )
-    metrics = evaluated["metrics"]
+    metrics = state.evaluation["metrics"]
     write_json(run.metrics, metrics)
     return metrics

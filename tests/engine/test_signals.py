@@ -6,7 +6,9 @@ import pytest
 from detector.engine.signals import StopRequest
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)]
+)
 def test_a_signal_is_remembered_and_the_former_handler_comes_back(number, code: int) -> None:
     former = signal.getsignal(number)
     with StopRequest() as stop:

@@ -1,0 +1,156 @@
+"""One step of the optimiser, over one batch or over several that make one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from detector.engine.inference import given_proposals
+from detector.engine.precise_bn import tracked_norms
+from detector.engine.randomness import seed_everything
+from detector.engine.runtime import Runtime
+from detector.engine.step_guard import StepGuard
+from detector.engine.stopwatch import Stopwatch
+from detector.ops.loss_counts import WholeBatch
+from detector.structures import Batch
+
+
+class TrainingStep:
+    """Forward, backward, clipping and update.
+
+    Several batches have the gradient of one that holds all their images: losses that are means over
+    what a batch has (its sampled RoIs, its foreground) are divided by the number in all of them.
+    These numbers are only known after a forward pass, so there is one without gradients first; a
+    step costs about a third more than its images in one batch, and no more memory than one of its
+    batches. Up to rounding two things differ: batch norm sees the batches one by one, and which
+    anchors and RoIs are drawn depends on how the images are split.
+
+    Args:
+        model: gives losses by name.
+        optimizer: of its parameters.
+        runtime: how to run it.
+        guard: takes the optimiser's step.
+        seed: of the training; a step draws from ``(seed, step)`` and in further batches
+            ``(seed, step, number)``.
+        gradient_clip: largest L2 norm of all gradients together, or ``None``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        runtime: Runtime,
+        guard: StepGuard,
+        seed: int,
+        gradient_clip: float | None = None,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.runtime = runtime
+        self.guard = guard
+        self.seed = seed
+        self.gradient_clip = gradient_clip
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def __call__(
+        self, batches: Sequence[Batch], step: int, stopwatch: Stopwatch
+    ) -> dict[str, Tensor]:
+        """Takes the step after ``step`` finished ones.
+
+        Args:
+            batches: on the host.
+            step: finished steps.
+            stopwatch: gets the laps ``data`` (the copy to the device), ``forward``, ``backward``
+                and ``update``; the count before several batches is ``forward`` too.
+
+        Returns:
+            0-d tensors: ``loss``, the losses it is the sum of, and ``gradient_norm``.
+        """
+        self.guard.begin()
+        losses = self.backward(batches, step, stopwatch)
+        norm = self.gradient_norm()
+        if self.gradient_clip is not None:
+            clip_grads_with_norm_(self._parameters, self.gradient_clip, norm)
+        norm = self.guard.step(losses["loss"], norm)
+        stopwatch.lap("update")
+        return {**losses, "gradient_norm": norm}
+
+    def backward(
+        self,
+        batches: Sequence[Batch],
+        step: int,
+        stopwatch: Stopwatch,
+        look: Callable[[dict[str, Tensor]], None] | None = None,
+    ) -> dict[str, Tensor]:
+        """Losses and gradients alone, the latter times the loss scale.
+
+        ``look`` is handed each batch's losses before the way backward.
+        """
+        whole = self._count(batches, step) if len(batches) > 1 else None
+        stopwatch.lap("forward")
+        self.optimizer.zero_grad(set_to_none=True)
+        summed: dict[str, Tensor] = {}
+        for number, batch in enumerate(batches):
+            moved = self.runtime.move(batch)
+            stopwatch.lap("data", on_host=True)
+            with whole.dividing() if whole else nullcontext():
+                losses = self._losses(moved, step, number)
+            total = sum(losses.values())
+            if look is not None:
+                look(losses)
+            stopwatch.lap("forward")
+            self.guard.scale(total).backward()
+            stopwatch.lap("backward")
+            for name, loss in {"loss": total, **losses}.items():
+                summed[name] = summed[name] + loss.detach() if number else loss.detach()
+        return summed
+
+    def gradient_norm(self) -> Tensor:
+        """0-d: L2 over all gradients, which are freed from the loss scale first."""
+        self.guard.unscale()
+        return get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+
+    def _losses(self, batch: Batch, step: int, number: int) -> dict[str, Tensor]:
+        seed_everything(self.seed, step, *([number] if number else []))
+        with self.runtime.autocast():
+            return self.model(
+                batch.images, batch.image_sizes, batch.targets, *given_proposals(batch)
+            )
+
+    @torch.no_grad()
+    def _count(self, batches: Sequence[Batch], step: int) -> WholeBatch:
+        whole = WholeBatch()
+        with _statistics_kept(self.model):
+            for number, batch in enumerate(batches):
+                moved = self.runtime.move(batch)
+                with whole.counting():
+                    self._losses(moved, step, number)
+        return whole
+
+
+def check_accumulate(number: int) -> int:
+    """How many batches make a step.
+
+    Raises:
+        ValueError: less than one.
+    """
+    if number < 1:
+        raise ValueError(f"training.accumulate={number}; it must be at least 1")
+    return number
+
+
+@contextmanager
+def _statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Batch norm that normalises by the batch, as in training, and does not remember it."""
+    norms = tracked_norms(model)
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
