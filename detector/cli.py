@@ -35,6 +35,10 @@ TOOLS = {
         "detector.engine.predict",
         "pictures and detections: checkpoint=FILE input=FILE|FOLDER|GLOB output=FOLDER",
     ),
+    "replay": (
+        "detector.engine.replay",
+        "a training step with a non-finite loss again: file=RUN_DIR/replay.pt",
+    ),
     "propose": (
         "detector.engine.propose",
         "an RPN's proposals for Fast R-CNN: checkpoint=FILE output=FILE.npz split=train|val",
