@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 # What matters for training or the choice of detections only; trained weights do not depend on it.
 IGNORED = (
-    *("_target_", "*num_classes", "*num_keypoints", "*.weights", "*.freeze_at", "*.norm"),
+    *("*_target_", "*num_classes", "*num_keypoints", "*.weights", "*.freeze_at", "*.norm"),
     *("roi_sampler.*", "*.detections.*", "*_proposals.*", "*.num_samples", "*.max_batch"),
     *("*.positive_*", "*.negative_*", "*.background_iou", "*.later_ious"),
     *("*.smooth_l1_beta", "*.box_loss", "*.inside_weights", "*.box_weight", "*.mask_weight"),
