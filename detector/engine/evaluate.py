@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from detector.data.loader import build_eval_loader
 from detector.engine import assembly
-from detector.engine.atomic_file import write_json
+from detector.engine.atomic_file import atomic_write, write_json
 from detector.engine.checkpoint import (
     check_classes,
     checkpoint_config,
@@ -71,7 +71,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 
     output = Path(str(cfg.output)) if cfg.output is not None else default_output(path)
     write_json(output / "evaluation.json", found.metrics)
-    write_json(output / "detections.json", found.results)
+    with atomic_write(output / "detections.json") as file:
+        found.results.write_json(file)
     console.print(f"written to {output}/evaluation.json and detections.json", soft_wrap=True)
     return found.metrics
 

@@ -1,4 +1,4 @@
-"""Average precision and recall as COCO defines them, on pycocotools.
+"""Average precision and recall as COCO defines them, by one of two backends.
 
 Lin et al., Microsoft COCO: Common Objects in Context, and https://cocodataset.org/#detection-eval:
 AP is the mean precision over 101 recalls, ten IoU thresholds from .50 to .95 and the classes; AR
@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
+from detector.evaluation.backends import accumulate, check_backend
 from detector.evaluation.collector import DetectionCollector
-from detector.evaluation.ground_truth import as_coco, load_ground_truth, quiet
-from detector.evaluation.keypoints import MAX_DETECTIONS, keypoint_area, oks_sigmas, ten_numbers
+from detector.evaluation.detection_table import DetectionTable
+from detector.evaluation.ground_truth import load_ground_truth
+from detector.evaluation.keypoints import MAX_DETECTIONS, oks_sigmas, ten_numbers
 from detector.structures import Batch, Detections
 
 if TYPE_CHECKING:
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 IOU_TYPES = ("box", "mask", "keypoint")
 UNDEFINED = -1.0
-_PYCOCOTOOLS = {"box": "bbox", "mask": "segm", "keypoint": "keypoints"}
 
 
 @dataclass(frozen=True)
@@ -40,12 +38,12 @@ class Evaluation:
             AP, AP50, AP75, APs, APm, APl, three ARs named by their number of detections (AR1, AR10,
             AR100 by default), ARs, ARm, ARl. "keypoint", where evaluated, has the ten of
             :mod:`detector.evaluation.keypoints`.
-        results: the detections in COCO results format.
+        results: the detections; as a sequence, records in COCO results format.
         notes: statements on what was left out, and why.
     """
 
     metrics: dict[str, dict[str, Any]]
-    results: list[dict[str, Any]]
+    results: DetectionTable
     notes: list[str] = field(default_factory=list)
 
 
@@ -62,6 +60,7 @@ class CocoEvaluator(DetectionCollector):
         max_detections: three ascending numbers of detections per image and class. AP and the ARs by
             size use the last one, so that a dataset with more than 100 instances in an image can
             raise it. Keypoints have COCO's 20.
+        backend: who computes: ``"faster_coco_eval"`` or ``"pycocotools"``, slower, the same.
 
     Raises:
         ValueError: numbers or types that are none, or keypoints whose sigmas are not known.
@@ -72,6 +71,7 @@ class CocoEvaluator(DetectionCollector):
         index: AnnotationIndex,
         iou_types: Sequence[str] = ("box", "mask"),
         max_detections: Sequence[int] = (1, 10, 100),
+        backend: str = "faster_coco_eval",
     ) -> None:
         limits = tuple(int(limit) for limit in max_detections)
         if len(limits) != 3 or sorted({*limits, 0})[1:] != list(limits):
@@ -81,11 +81,13 @@ class CocoEvaluator(DetectionCollector):
             )
         if not iou_types or not set(iou_types) <= set(IOU_TYPES):
             raise ValueError(f"iou_types must be among {IOU_TYPES}, got {tuple(iou_types)}")
+        check_backend(backend)
         super().__init__(index)
+        self._backend = backend
         self._max_detections = limits
         self._iou_types = [kind for kind in IOU_TYPES if kind in iou_types]
         self._notes: list[str] = []
-        self._ground_truth: COCO | None = None
+        self._ground_truth: dict[str, list[dict[str, Any]]] | None = None
         if not index.has_masks:
             self._leave_out("mask", f"{index.source_file} has boxes without segmentation")
         if not index.has_keypoints:
@@ -106,39 +108,26 @@ class CocoEvaluator(DetectionCollector):
         Raises:
             ValueError: when images of the dataset were not seen, naming them.
         """
-        results = [record for records in self._records_by_image() for record in records]
+        table = self.table()
         metrics: dict[str, dict[str, Any]] = {}
         names = self._index.category_names
         per_class: dict[str, dict[str, float]] = {name: {} for name in names}
         for kind in self._iou_types:
-            precision, recall = self._accumulate(kind, results)
+            precision, recall = self._accumulate(kind, table)
             if kind == "keypoint":
                 metrics[kind] = ten_numbers(precision, recall)
             else:
                 metrics[kind] = twelve_numbers(precision, recall, self._max_detections)
             for k, numbers in enumerate(per_class.values()):
                 numbers[f"{kind}_AP"] = _mean_defined(precision[:, :, k, 0, -1])
-        return Evaluation({**metrics, "per_class": per_class}, results, list(self._notes))
+        return Evaluation({**metrics, "per_class": per_class}, table, list(self._notes))
 
-    def _accumulate(
-        self, kind: str, results: list[dict[str, Any]]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """pycocotools' precision (T, R, K, A, M) and recall (T, K, A, M) of a kind."""
+    def _accumulate(self, kind: str, table: DetectionTable) -> tuple[np.ndarray, np.ndarray]:
+        """Precision (T, R, K, A, M) and recall (T, K, A, M) of a kind."""
         if self._ground_truth is None:
-            self._ground_truth = load_ground_truth(self._index)
-        truth = self._ground_truth
-        records = [_result_record(kind, i + 1, record) for i, record in enumerate(results)]
-        found = as_coco(truth.dataset["images"], truth.dataset["categories"], records)
-        with quiet():
-            evaluation = COCOeval(truth, found, _PYCOCOTOOLS[kind])
-            if kind == "keypoint":
-                evaluation.params.kpt_oks_sigmas = np.array(self._sigmas)
-                evaluation.params.maxDets = [MAX_DETECTIONS]
-            else:
-                evaluation.params.maxDets = list(self._max_detections)
-            evaluation.evaluate()
-            evaluation.accumulate()
-        return evaluation.eval["precision"], evaluation.eval["recall"]
+            self._ground_truth = load_ground_truth(self._index).dataset
+        limits = (MAX_DETECTIONS,) if kind == "keypoint" else self._max_detections
+        return accumulate(self._backend, kind, self._ground_truth, table, limits, self._sigmas)
 
     def _leave_out(self, kind: str, reason: str) -> None:
         if kind in self._iou_types:
@@ -178,23 +167,3 @@ def _mean_defined(values: np.ndarray) -> float:
     """Mean of what is not -1, COCO's mark of a setting without ground truth."""
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else UNDEFINED
-
-
-def _result_record(kind: str, number: int, result: dict[str, Any]) -> dict[str, Any]:
-    """A detection as pycocotools compares it.
-
-    The area, which decides about small, medium and large, is that of what is compared: of the box
-    in box evaluation, of the mask in mask evaluation, of the extent of the keypoints in theirs.
-    """
-    record = {key: result[key] for key in ("image_id", "category_id", "score")}
-    record.update(id=number, iscrowd=0)
-    if kind == "box":
-        record["bbox"] = result["bbox"]
-        record["area"] = result["bbox"][2] * result["bbox"][3]
-    elif kind == "keypoint":
-        record["keypoints"] = result["keypoints"]
-        record["area"] = keypoint_area(result["keypoints"])
-    else:
-        record["segmentation"] = result["segmentation"]
-        record["area"] = float(coco_mask.area(result["segmentation"]))
-    return record

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from detector.evaluation.detection_table import (
+    DetectionTable,
+    ImageDetections,
+    join_images,
+    pack_records,
+)
 from detector.results import to_results
 from detector.structures import Batch, Detections
 
@@ -14,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class DetectionCollector:
-    """What evaluators have in common: records in COCO's results format, by image.
+    """What evaluators have in common: the detections of each image, masks as run lengths.
 
     Args:
         index: the dataset; every image of it has to be seen before the evaluation.
@@ -26,7 +32,7 @@ class DetectionCollector:
 
     def reset(self) -> None:
         """Forget the detections."""
-        self._results: dict[int, list[dict[str, Any]]] = {}
+        self._found: dict[int, ImageDetections] = {}
 
     def update(self, batch: Batch, detections: Detections) -> None:
         """Take in the detections of a batch; an image that was seen before is passed over."""
@@ -38,29 +44,33 @@ class DetectionCollector:
             category_ids=self._index.category_ids,
             image_ids=batch.image_ids,
         )
-        new = [result for result in found if result.image_id not in self._results]
-        self.merge({result.image_id: result.to_coco() for result in new})
+        for result in found:
+            if result.image_id not in self._found:
+                size = (result.height, result.width)
+                packed = pack_records(result.to_coco(), result.labels, size)
+                self._found[result.image_id] = packed
 
-    def state(self) -> dict[int, list[dict[str, Any]]]:
-        """The results so far by image id: plain values that can be sent to another process."""
-        return self._results
+    def state(self) -> dict[int, ImageDetections]:
+        """The detections so far by image id, which can be sent to another process."""
+        return self._found
 
-    def merge(self, state: dict[int, list[dict[str, Any]]]) -> None:
+    def merge(self, state: dict[int, ImageDetections]) -> None:
         """Take in the state of another evaluator; images that both saw count once."""
-        for image_id, records in state.items():
-            self._results.setdefault(image_id, records)
+        for image_id, found in state.items():
+            self._found.setdefault(image_id, found)
 
-    def _records_by_image(self) -> list[list[dict[str, Any]]]:
-        """The records of every image in the dataset's order.
+    def table(self) -> DetectionTable:
+        """The detections of every image in the dataset's order.
 
         Raises:
             ValueError: when images of the dataset were not seen, naming them.
         """
         image_ids = np.asarray(self._index.image_ids).tolist()
-        missing = [image_id for image_id in image_ids if image_id not in self._results]
+        missing = [image_id for image_id in image_ids if image_id not in self._found]
         if missing:
             raise ValueError(
                 f"{len(missing)} of {len(image_ids)} images of {self._index.source_file} were not"
                 f" evaluated, the first of them {missing[:5]}: pass every image to update()"
             )
-        return [self._results[image_id] for image_id in image_ids]
+        per_image = [self._found[image_id] for image_id in image_ids]
+        return join_images(image_ids, self._index.category_ids, per_image)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +10,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from detector.data.writers.coco import coco_records
+from detector.evaluation.backends import as_coco
 from detector.evaluation.keypoints import keypoint_fields
 
 if TYPE_CHECKING:
@@ -67,26 +65,6 @@ def load_ground_truth(index: AnnotationIndex) -> COCO:
         for category_id, name in zip(index.category_ids, index.category_names, strict=True)
     ]
     return as_coco(list(images.values()), categories, list(annotations.values()))
-
-
-def as_coco(
-    images: list[dict[str, Any]],
-    categories: list[dict[str, Any]],
-    annotations: list[dict[str, Any]],
-) -> COCO:
-    """A pycocotools object from records in memory, made without its messages on stdout."""
-    coco = COCO()
-    coco.dataset = {"images": images, "categories": categories, "annotations": annotations}
-    with quiet():
-        coco.createIndex()
-    return coco
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Swallow what pycocotools prints."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
 
 
 def _clean(annotation: dict[str, Any], number: int, image: dict[str, Any]) -> dict[str, Any]:

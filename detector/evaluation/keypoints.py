@@ -81,10 +81,16 @@ def keypoint_fields(annotation: dict[str, Any], num_keypoints: int) -> dict[str,
     return {"keypoints": keypoints, "num_keypoints": labelled}
 
 
-def keypoint_area(keypoints: Sequence[float]) -> float:
-    """Of the rectangle around a detection's keypoints, by which COCO calls it medium or large."""
-    x, y = np.asarray(keypoints[0::3]), np.asarray(keypoints[1::3])
-    return float(np.ptp(x) * np.ptp(y))
+def keypoint_areas(keypoints: np.ndarray) -> np.ndarray:
+    """Of the rectangle around a detection's keypoints, by which COCO calls it medium or large.
+
+    Args:
+        keypoints: ``(n, 3 J)`` as COCO's results have them.
+
+    Returns:
+        ``(n,)``.
+    """
+    return np.ptp(keypoints[:, 0::3], axis=1) * np.ptp(keypoints[:, 1::3], axis=1)
 
 
 def _mean_defined(values: np.ndarray) -> float:

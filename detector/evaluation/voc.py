@@ -57,20 +57,15 @@ class VOCEvaluator(DetectionCollector):
             ValueError: when images of the dataset were not seen, naming them.
         """
         index = self._index
-        per_image = self._records_by_image()
-        results = [
-            {**record, "file_name": index.file_name(i)}
-            for i, records in enumerate(per_image)
-            for record in records
-        ]
-        label_of = {category: k for k, category in enumerate(index.category_ids.tolist())}
-        corners = np.array([r["bbox"] for r in results], dtype=np.float64).reshape(-1, 4)
+        names = [index.file_name(i) for i in range(len(index))]
+        table = dataclasses.replace(self.table(), file_names=names)
+        corners = table.boxes.copy()
         corners[:, 2:] += corners[:, :2]
         area, eleven_point = average_precision(
             to_inclusive(corners),
-            np.array([r["score"] for r in results], dtype=np.float64),
-            np.array([label_of[r["category_id"]] for r in results], dtype=np.int64),
-            np.repeat(np.arange(len(index)), [len(records) for records in per_image]),
+            table.scores,
+            table.labels.astype(np.int64),
+            table.images(),
             to_inclusive(index.boxes),
             np.asarray(index.labels, dtype=np.int64),
             np.repeat(np.arange(len(index)), np.diff(index.annotation_offsets)),
@@ -86,7 +81,7 @@ class VOCEvaluator(DetectionCollector):
             total = _numbers(area[defined].mean(0), eleven_point[defined].mean(0))
         else:
             total = dict.fromkeys(NUMBERS, UNDEFINED)
-        return Evaluation({"voc": total, "per_class": per_class}, results, list(self._notes))
+        return Evaluation({"voc": total, "per_class": per_class}, table, list(self._notes))
 
 
 def average_precision(

@@ -66,7 +66,7 @@ def test_average_recall_is_that_of_pycocotools_without_categories(test_data):
         per_image.append((boxes, rng.permutation(len(boxes)) / len(boxes)))
     found = evaluate(index, per_image)
 
-    direct = pycocotools_directly(index.source_file, found.results)
+    direct = pycocotools_directly(index.source_file, list(found.results))
     recall, precision = direct.eval["recall"], direct.eval["precision"]
     assert recall.shape[1] == 1, "all categories are one"
     numbers = found.metrics["box"]

@@ -131,7 +131,7 @@ def test_results_lie_where_the_detections_did(coco_mini, coco_mini_evaluation):
     boxes = np.array([record["bbox"] for record in found.results])
     boxes[:, 2:] += boxes[:, :2]
     np.testing.assert_allclose(boxes, expected, atol=2e-3)  # written to a thousandth of a pixel
-    json.dumps(found.results)  # plain values
+    json.dumps(list(found.results))  # plain values
     sizes = {int(i): [int(h), int(w)] for i, h, w in zip(
         coco_mini.image_ids, coco_mini.heights, coco_mini.widths, strict=True
     )}  # fmt: skip

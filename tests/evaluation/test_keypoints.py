@@ -147,7 +147,7 @@ def pycocotools_directly(index, results):
 
 def test_the_ten_numbers_are_pycocotools(people):
     found = evaluate(people, perturbed(people, seed=1))
-    stats = pycocotools_directly(people, found.results)
+    stats = pycocotools_directly(people, list(found.results))
     numbers = found.metrics["keypoint"]
     assert tuple(numbers) == NUMBERS
     np.testing.assert_allclose(list(numbers.values()), stats, atol=1e-12)
@@ -219,7 +219,7 @@ def test_results_are_in_coco_pixels_of_the_image_files(tmp_path):
     evaluator.update(batch, detections_of([(box, 0, 0.75, points)]))
     found = evaluator.summarize()
     assert found.metrics["keypoint"]["AP"] == pytest.approx(1) and "box" not in found.metrics
-    [record] = json.loads(json.dumps(found.results))
+    [record] = json.loads(json.dumps(list(found.results)))
     np.testing.assert_allclose(record["keypoints"], truth["keypoints"], atol=1e-3)
     assert record["keypoints"][2::3] == [2, 1, 2]  # the scores, here the visibilities
 

@@ -295,7 +295,7 @@ def test_what_is_annotated_is_all_right_at_any_input_size(index, scale):
         "image_id": 3, "category_id": 1, "bbox": [10, 5, 20, 20], "score": 0.9,
         "file_name": "JPEGImages/000003.jpg",
     }  # fmt: skip
-    json.dumps([found.metrics, found.results])
+    json.dumps([found.metrics, list(found.results)])
 
 
 def test_thresholds_classes_and_their_mean(index):
