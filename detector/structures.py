@@ -5,7 +5,7 @@ Shapes use these letters everywhere in the package:
     B images   H,W padded size   C channels   L pyramid levels   A anchors over all levels
     G gt slots per image   P proposal slots per image   R sampled RoIs per image
     D detection slots per image   K foreground classes   M mask side
-    E polygon edge slots per image
+    E polygon edge slots per image   J keypoints of an object
 
 Boxes are float32 ``(x1, y1, x2, y2)`` in continuous pixels of the network's input; width is
 ``x2 - x1``. A *slot* may be empty: a boolean ``valid`` says which are filled, and empty slots are
