@@ -22,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 import detector
 from detector.engine.sweep import SWEEP_DIR, report_sweep, row_directory, row_name
@@ -102,6 +102,7 @@ def run_tool(name: str, config_dir: Path | None = None) -> None:
     def run(config: DictConfig) -> None:
         with _reported(name):
             _check_values(config, name, config_dir)
+            _check_groups(config, config_dir)
             tool = getattr(importlib.import_module(module), name)
             if name == "train" and HydraConfig.get().mode == RunMode.MULTIRUN:
                 _train_row(tool, config, rows)
@@ -172,6 +173,31 @@ def _check_values(config: DictConfig, tool: str, config_dir: Path) -> None:
         fitted = fit_value(key, value, default)
         if fitted != value:
             OmegaConf.update(config, key, fitted)
+
+
+def _check_groups(config: DictConfig, config_dir: Path) -> None:
+    """A model reads some of its numbers from its backbone, not any backbone has them.
+
+    Raises:
+        ValueError: the backbone chosen lacks one, naming both choices and the remedy.
+    """
+    if not isinstance(config.get("model"), DictConfig):
+        return
+    try:
+        OmegaConf.to_container(config.model, resolve=True)
+    except InterpolationKeyError as error:
+        lacking = re.search(r"'(model\.backbone\.(\w+))'", str(error))
+        if lacking is None:
+            raise
+        choices = HydraConfig.get().runtime.choices
+        files = sorted((config_dir / "backbone").glob("*.yaml"))
+        fitting = [f.stem for f in files if re.search(f"^{lacking[2]}:", f.read_text(), re.M)]
+        raise ValueError(
+            f"model={choices['model']} does not go with backbone={choices['backbone']}: it reads "
+            f"{lacking[1]}, which that backbone does not have. The first lines of "
+            f"{config_dir / 'model' / choices['model']}.yaml say which it is for, one of "
+            f"{', '.join(fitting)}"
+        ) from None
 
 
 def _key_of(override: str) -> str:

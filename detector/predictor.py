@@ -21,7 +21,7 @@ from detector.data.augmentation import Augmentation
 from detector.data.collate import Collate
 from detector.data.images import read_image, to_rgb
 from detector.data.sample import Sample
-from detector.engine.assembly import build, classes_of, plain
+from detector.engine.assembly import build, classes_of, number_of_classes, plain
 from detector.engine.checkpoint import checkpoint_config, load_checkpoint, load_weights
 from detector.engine.extraction import extract_features, to_boxes, to_labels
 from detector.engine.inference import detect
@@ -73,7 +73,8 @@ class Detector:
     def __repr__(self) -> str:
         names = ", ".join(self.names[:5]) + (", ..." if len(self.names) > 5 else "")
         model = type(self.model).__name__
-        return f"Detector({model}, {len(self.names)} classes: {names}; {self.runtime.device})"
+        classes = number_of_classes(len(self.names))
+        return f"Detector({model}, {classes}: {names}; {self.runtime.device})"
 
     def predict(
         self, images: ImageLike | Sequence[ImageLike], score_threshold: float = 0.5
@@ -91,7 +92,8 @@ class Detector:
 
         Raises:
             FileNotFoundError: there is no such file, or none in the folder.
-            ValueError: an image cannot be read, or is no 8-bit image.
+            ValueError: an image cannot be read, or is no 8-bit image; or the model is a Fast R-CNN,
+                which classifies proposals of a file.
         """
         if isinstance(images, str | Path) and not Path(images).is_file():
             images = find_images(images)
@@ -143,6 +145,13 @@ class Detector:
         return replace(found, boxes=boxes.to(device), scale=scale.to(device))
 
     def _predict_one(self, image: ImageLike, score_threshold: float, image_id: int) -> Result:
+        if getattr(self.model, "needs_proposals", False):
+            raise ValueError(
+                f"{type(self.model).__name__} classifies given proposals and finds nothing in an "
+                "image alone: extract_features(image, boxes) gives what it computes for boxes of "
+                "yours; evaluate it on a dataset with data.val.proposals=FILE.npz; or train a "
+                "Faster R-CNN"
+            )
         pixels, path = to_pixels(image)
         batch = self._to_batch(pixels)
         [result] = to_results(
@@ -183,18 +192,11 @@ def load(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is broken, or no checkpoint; or there is no such device; or the model
-            is a Fast R-CNN, which classifies proposals of a file.
+        ValueError: the file is broken, or no checkpoint; or there is no such device.
     """
     content = load_checkpoint(checkpoint)
     config = checkpoint_config(content, allow_code)
     model = build(config.model)
-    if model.needs_proposals:
-        raise ValueError(
-            f"{checkpoint}: {type(model).__name__} classifies given proposals and finds nothing in "
-            "an image alone; evaluate it on a dataset with data.val.proposals=FILE.npz, or train a "
-            "Faster R-CNN"
-        )
     load_weights(model, content["model"], checkpoint)
     class_names, category_ids = classes_of(model, content["class_names"], content["category_ids"])
     return Detector(

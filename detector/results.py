@@ -157,9 +157,10 @@ class Result:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write :meth:`plot` to a file whose suffix names the format."""
+        """Write :meth:`plot` to a file whose suffix names the format; missing folders are made."""
         # JPEG's usual quality blurs letters and thin contours.
         options = {"quality": 92} if Path(path).suffix.lower() in (".jpg", ".jpeg", ".webp") else {}
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         self.plot().save(path, **options)
 
     def __len__(self) -> int:

@@ -201,3 +201,18 @@ def test_a_diverged_training_is_one_message(tool, refused):
     tool.function = diverge
     message, code = refused()
     assert (code, "loss_box is nan at step 7" in message) == (2, True)
+
+
+def test_a_backbone_that_lacks_what_the_model_reads_is_named_with_it(monkeypatch, capsys, tmp_path):
+    words = ["detector", "describe", "~experiment", "model=faster_rcnn_c4", "backbone=vgg16"]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main()
+    message = capsys.readouterr().err
+    assert exit_info.value.code == 2
+    assert "model=faster_rcnn_c4 does not go with backbone=vgg16: it reads model.backbone.name" in (
+        message
+    )
+    assert "faster_rcnn_c4.yaml say which it is for" in message
+    assert " resnet50_c4," in message and "vgg16," not in message

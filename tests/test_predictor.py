@@ -97,3 +97,10 @@ def test_find_images_sorts_and_knows_folders_and_patterns(tmp_path: Path) -> Non
     assert find_images(tmp_path / "notes.txt") == [tmp_path / "notes.txt"]
     with pytest.raises(FileNotFoundError, match=r"gone\.jpg"):
         find_images(tmp_path / "gone.jpg")
+
+
+def test_what_needs_proposals_finds_nothing_in_an_image_alone(detector):
+    detector.model.needs_proposals = True
+    with pytest.raises(ValueError, match=r"BrightBox classifies given proposals.*extract_features"):
+        detector.predict(np.zeros((8, 8, 3), np.uint8))
+    assert repr(Detector(BrightBox(), ["cat"], [3])).startswith("Detector(BrightBox, 1 class: cat;")

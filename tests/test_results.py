@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pycocotools import mask as coco_mask
 
-from detector.results import to_results
+from detector.results import Result, to_results
 from detector.structures import Detections
 
 NAMES = ["cat", "dog", "emu"]
@@ -117,3 +118,10 @@ def test_plot_needs_the_image_and_draws_on_a_copy(tmp_path):
     first.save(tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes()[1:4] == b"PNG"
     assert first._repr_png_()[1:4] == b"PNG"
+
+
+def test_saving_makes_the_folder(tmp_path, monkeypatch):
+    path = tmp_path / "a" / "b" / "seen.png"
+    monkeypatch.setattr(Result, "plot", lambda self: Image.new("RGB", (4, 3)))
+    Result.save(object.__new__(Result), path)
+    assert Image.open(path).size == (4, 3)

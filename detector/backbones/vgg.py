@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from detector.backbones.freezing import FreezableTrunk
 from detector.backbones.weights import load_backbone_weights
 
+# The head's layers by their names in the Caffe model; torchvision calls them ``classifier``.
+HEAD = ("fc6.", "fc7.", "fc8.")
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
@@ -49,7 +51,7 @@ class VGG16(FreezableTrunk):
             blocks.append(block)
         self.features = nn.Sequential(*layers)
         if weights is not None:
-            load_backbone_weights(self, weights)
+            load_backbone_weights(self, weights, ignore=HEAD)
         self.freeze(blocks, freeze_at)
 
     def forward(self, images: Tensor) -> list[Tensor]:

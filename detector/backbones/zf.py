@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detector.backbones.freezing import FreezableTrunk
+from detector.backbones.vgg import HEAD
 from detector.backbones.weights import load_backbone_weights
 
 
@@ -66,7 +67,7 @@ class ZF(FreezableTrunk):
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(conv.bias)
         if weights is not None:
-            load_backbone_weights(self, weights, ignore=("fc6.", "fc7.", "fc8."))
+            load_backbone_weights(self, weights, ignore=HEAD)
         self.freeze([[conv] for conv in convs], freeze_at)
 
     def forward(self, images: Tensor) -> list[Tensor]:

@@ -6,13 +6,14 @@ A file is a NumPy archive (.npz) of N images and T boxes:
     offsets      (N + 1,) int64; image ``i`` has the boxes ``offsets[i]:offsets[i + 1]``, best first
     boxes        (T, 4) float32 (x1, y1, x2, y2) in continuous pixels of the image files
     scores       (T,) float32
+    file_names   (N,) text, of the images; files without it are matched by the ids alone
 """
 
 from __future__ import annotations
 
 import zipfile
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
@@ -35,15 +36,15 @@ class ProposalFile:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no such archive, does not hold every image of the dataset, or boxes lie
-            outside their images.
+        ValueError: it is no such archive, does not hold every image of the dataset, has another
+            image under an id, or boxes lie outside their images.
     """
 
     def __init__(self, path: Path | str, index: AnnotationIndex, max_proposals: int) -> None:
         if max_proposals < 1:
             raise ValueError(f"max_proposals={max_proposals} must be at least 1")
         self.path = Path(path)
-        image_ids, offsets, boxes, scores = _read(self.path)
+        image_ids, offsets, boxes, scores, file_names = _read(self.path)
         order = np.argsort(image_ids, kind="stable")
         wanted = np.asarray(index.image_ids)
         place = np.searchsorted(image_ids[order], wanted).clip(max=max(len(order) - 1, 0))
@@ -59,6 +60,7 @@ class ProposalFile:
         self._image = order[place]
         self._offsets, self._boxes, self._scores = offsets, boxes, scores
         self._max_proposals = max_proposals
+        self._check_names(file_names)
         self._check_boxes()
 
     def __call__(self, position: int) -> tuple[np.ndarray, np.ndarray]:
@@ -71,6 +73,17 @@ class ProposalFile:
     def __reduce__(self):
         # A worker that is spawned reads the file again; pickling would copy every array.
         return ProposalFile, (self.path, self._index, self._max_proposals)
+
+    def _check_names(self, file_names: np.ndarray | None) -> None:
+        # Ids are mere numbers: other splits and other datasets have the same.
+        index = self._index
+        for position, image in enumerate(self._image if file_names is not None else ()):
+            if PurePath(file_names[image]).name != PurePath(index.file_name(position)).name:
+                raise ValueError(
+                    f"{self.path}: image id {index.image_ids[position]} is {file_names[image]}, in "
+                    f"{index.source_file} it is {index.file_name(position)}; write proposals with "
+                    "tools/propose.py for this dataset and split"
+                )
 
     def _check_boxes(self) -> None:
         index = self._index
@@ -96,6 +109,7 @@ def write_proposals(
     image_ids: Sequence[int],
     boxes: Sequence[np.ndarray],
     scores: Sequence[np.ndarray],
+    file_names: Sequence[str] | None = None,
 ) -> None:
     """Writes a file of proposals.
 
@@ -104,17 +118,20 @@ def write_proposals(
         image_ids: N ids.
         boxes: N arrays ``(p, 4)`` in pixels of the image files, best first.
         scores: N arrays ``(p,)``.
+        file_names: N names of the images, by which they are recognised when read.
     """
+    names = {} if file_names is None else {"file_names": np.array(file_names, dtype=np.str_)}
     np.savez(
         file,
         image_ids=np.asarray(image_ids, np.int64),
         offsets=offsets_of(np.array([len(each) for each in boxes], np.int64)),
         boxes=np.concatenate([np.zeros((0, 4), np.float32), *boxes]).astype(np.float32),
         scores=np.concatenate([np.zeros(0, np.float32), *scores]).astype(np.float32),
+        **names,
     )
 
 
-def _read(path: Path) -> list[np.ndarray]:
+def _read(path: Path) -> tuple[np.ndarray, ...]:
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such file of proposals; write it with tools/propose.py checkpoint=FILE"
@@ -124,12 +141,15 @@ def _read(path: Path) -> list[np.ndarray]:
             if not set(ARRAYS) <= set(archive.files):
                 raise ValueError(f"it lacks {sorted(set(ARRAYS) - set(archive.files))}")
             arrays = [archive[name] for name in ARRAYS]
+            names = archive["file_names"] if "file_names" in archive.files else None
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
         raise ValueError(
             f"{path} is no file of proposals ({error}); write it with tools/propose.py"
         ) from error
     image_ids, offsets, boxes, scores = arrays
+    matching = names is None or names.shape == image_ids.shape
     shapes = (len(image_ids) + 1,), (offsets[-1] if len(offsets) else 0, 4), scores.shape
-    if (offsets.shape, boxes.shape, (len(boxes),)) != shapes or (np.diff(offsets) < 0).any():
+    fits = (offsets.shape, boxes.shape, (len(boxes),)) == shapes and matching
+    if not fits or (np.diff(offsets) < 0).any():
         raise ValueError(f"{path} is damaged: its arrays do not fit together; write it again")
-    return arrays
+    return *arrays, names

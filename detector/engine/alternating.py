@@ -215,7 +215,10 @@ def export_proposals(
         return path
     console.rule(f"proposals of {source}, {split}")
     options = {"checkpoint": str(checkpoint), "output": str(path)}
-    return propose(_tool_config(cfg, **options, split=split, num_proposals=number))
+    # Images as in evaluation, which a file can be for, but as many boxes before and after NMS as in
+    # training: py-faster-rcnn lets even more into NMS here, all of them.
+    layer = f"{'train' if split == 'train' else 'test'}_proposals"
+    return propose(_tool_config(cfg, **options, split=split, num_proposals=number, layer=layer))
 
 
 def _num_proposals(cfg: DictConfig, split: str) -> int:

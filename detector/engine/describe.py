@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.table import Table
 
+from detector.engine.assembly import number_of_classes
 from detector.engine.atomic_file import write_json
 from detector.engine.parts import Part, build_without_memory, measure_parts, multiply_adds
 from detector.engine.progress import open_console
@@ -56,7 +57,7 @@ def describe(cfg: DictConfig) -> dict[str, Any]:
     kind = type(model).__name__
     classes = ""
     if model.has_classes:
-        classes = f", {model.num_classes} classes"
+        classes = f", {number_of_classes(model.num_classes)}"
         if cfg.num_classes is None:
             classes += ", since num_classes is not set, which training takes from the data"
     console.print(f"{cfg.name}: {kind}{classes}", soft_wrap=True)

@@ -58,8 +58,11 @@ def check_initial_weights(
     """
     init = init or {}
     parts = dict(initial_parts(init))
-    for path in parts.values():
-        checkpoint_file(path)
+    for part, path in parts.items():
+        try:
+            checkpoint_file(path)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"init.{part}: {error}") from None
     warnings = []
     if init.get("match_names") and init.get("checkpoint") is None:
         warnings.append("init.match_names=true has no effect without init=CHECKPOINT")

@@ -27,6 +27,7 @@ from detector.results import to_results
 from detector.structures import Detections
 
 SPLITS = ("train", "val")
+LAYERS = ("train_proposals", "test_proposals")
 
 
 def propose(cfg: DictConfig) -> Path:
@@ -50,6 +51,9 @@ def propose(cfg: DictConfig) -> Path:
     config = override(former, OmegaConf.create({"data": data, "evaluation": {}}))
     if OmegaConf.select(config, "model.rpn") is None:
         raise ValueError(f"{path} holds a {config.model._target_}, which has no RPN to propose")
+    if cfg.layer not in LAYERS:
+        raise ValueError(f"layer={cfg.layer} is not known: write {' or '.join(LAYERS)}")
+    config.model.rpn.test_proposals = config.model.rpn[cfg.layer]
     if cfg.num_proposals is not None:
         config.model.rpn.test_proposals.post_nms_top_n = cfg.num_proposals
     # The images as in evaluation, and all of them: a file serves whoever leaves some out.
@@ -96,8 +100,10 @@ def propose(cfg: DictConfig) -> Path:
             scores.append(result.scores)
 
     output = Path(str(cfg.output))
+    index = dataset.index
+    names = {int(each): index.file_name(i) for i, each in enumerate(index.image_ids)}
     with atomic_write(output) as file:
-        write_proposals(file, image_ids, boxes, scores)
+        write_proposals(file, image_ids, boxes, scores, [names[each] for each in image_ids])
     count = np.mean([len(each) for each in boxes])
     console.print(
         f"{output}: proposals for {len(image_ids)} images, {count:.0f} each on average",

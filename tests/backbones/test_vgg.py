@@ -64,3 +64,14 @@ def test_only_what_is_not_frozen_gets_gradients():
 def test_impossible_settings_are_refused():
     with torch.device("meta"), pytest.raises(ValueError, match=r"freeze_at=6 must be 0 .* to 5"):
         VGG16(freeze_at=6)
+
+
+def test_files_with_caffes_names_of_the_head_load(reference, tmp_path):
+    """fc6 to fc8 are the head's, as classifier.* is in torchvision's file."""
+    state = {f"features.{name}": value for name, value in reference.state_dict().items()}
+    head = {
+        f"fc{number}.{kind}": torch.zeros(2) for number in (6, 7, 8) for kind in ("weight", "bias")
+    }
+    torch.save(state | head, tmp_path / "vgg16.pth")
+    trunk = VGG16(str(tmp_path / "vgg16.pth"))
+    assert torch.equal(trunk.features[0].weight, reference[0].weight)

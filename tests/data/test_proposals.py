@@ -164,3 +164,23 @@ def test_what_is_no_such_file_is_refused(dataset_files):
         make_dataset(dataset_files, proposals=dataset_files / "short.npz")
     with pytest.raises(ValueError, match="max_proposals=0"):
         make_dataset(dataset_files, proposals=write(dataset_files / "p.npz"), max_proposals=0)
+
+
+def test_another_image_of_the_same_id_is_refused(dataset_files):
+    """Ids 3, 5, 7 of another dataset; folders do not matter, they differ between machines."""
+    index = read_coco(dataset_files / "instances.json", dataset_files)
+    for names, is_fine in ((["7.png", "a/3.png", "5.png"], True), (["7.png", "3.png", "b"], False)):
+        with open(dataset_files / "p.npz", "wb") as file:
+            write_proposals(
+                *(file, (7, 3, 5)),
+                [BOXES[i] for i in (7, 3, 5)],
+                [np.array(SCORES[i], np.float32) for i in (7, 3, 5)],
+                names,
+            )
+        if is_fine:
+            assert len(ProposalFile(dataset_files / "p.npz", index, 10)(2)[0]) == 3
+        else:
+            with pytest.raises(
+                ValueError, match=r"image id 5 is b, in .*instances.json it is 5.png"
+            ):
+                ProposalFile(dataset_files / "p.npz", index, 10)

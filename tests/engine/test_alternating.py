@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from omegaconf.errors import ConfigKeyError
 from rich.console import Console
 from torch import Tensor
 
+from detector.engine import alternating
 from detector.engine.alternating import (
     STAGES,
     export_proposals,
@@ -360,3 +362,25 @@ def test_a_single_level_network_is_trained(shapes_root, compose_tool, tmp_path: 
     assert type(load(run_dir).model) is FasterRCNN
     shared = weights(run_dir, "2_fast_rcnn", "backbone")
     assert differing(shared, weights(run_dir, "", "backbone")) == []
+
+
+def test_proposals_are_made_with_the_numbers_of_training_and_of_evaluation(
+    compose_tool, monkeypatch, tmp_path: Path
+) -> None:
+    """The paper, section 3.3: Fast R-CNN is trained on 2000 proposals and tested on 300."""
+    cfg = compose_tool("train", "experiment=faster_rcnn_zf_voc07_alternating")
+    cfg, _ = alternating.split_settings(cfg)
+    asked = {}
+    monkeypatch.setattr(alternating, "propose", lambda config: asked.update({config.split: config}))
+    checkpoint = tmp_path / "1_rpn" / "checkpoints" / "last.pt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"weights")
+    for split in ("train", "val"):
+        alternating.export_proposals(
+            cfg, "1_rpn", split, RunDirectory(tmp_path), Console(file=io.StringIO())
+        )
+    assert (asked["train"].layer, asked["train"].num_proposals) == ("train_proposals", 2000)
+    assert (asked["val"].layer, asked["val"].num_proposals) == ("test_proposals", 300)
+    # Before NMS, by the Python code's configuration.
+    assert cfg.model.rpn.train_proposals.pre_nms_top_n == 12000
+    assert cfg.model.rpn.test_proposals.pre_nms_top_n == 6000

@@ -128,3 +128,8 @@ def test_training_begins_and_keeps_what_the_settings_say(
     same = {name.partition(".")[0] for name in now if torch.equal(now[name], former[name])}
     other = {name.partition(".")[0] for name in now if not torch.equal(now[name], former[name])}
     assert "backbone" in same and other == {"rpn", "box_branch", "mask_branch"}
+
+
+def test_a_missing_checkpoint_of_a_part_names_its_key(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"init\.backbone: no checkpoint .*gone"):
+        check_initial_weights(OmegaConf.create({}), {"backbone": str(tmp_path / "gone")})

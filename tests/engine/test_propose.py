@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from detector.data.index import ONE_CATEGORY
+from detector.engine.checkpoint import load_checkpoint, save_checkpoint
 from detector.engine.evaluate import evaluate
 from detector.engine.propose import propose
 from detector.engine.train import train
@@ -147,3 +149,18 @@ def test_an_unknown_split_is_refused(trained_rpn, compose_tool, tmp_path) -> Non
     where = (f"checkpoint={trained_rpn}", f"output={tmp_path}/p.npz", "split=test")
     with pytest.raises(ValueError, match="split=test is not known"):
         propose(compose_tool("propose", *where))
+
+
+def test_the_numbers_of_training_on_request(trained_rpn, compose_tool, tmp_path) -> None:
+    content = load_checkpoint(trained_rpn)
+    config = OmegaConf.create(content["config"])
+    config.model.rpn.train_proposals.post_nms_top_n = 7
+    save_checkpoint(tmp_path / "other.pt", content | {"config": OmegaConf.to_yaml(config)})
+    words = (f"checkpoint={tmp_path / 'other.pt'}", f"output={tmp_path / 'p.npz'}", "split=val")
+    for layer, count in (("train_proposals", 7), ("test_proposals", 20)):
+        propose(compose_tool("propose", *words, f"layer={layer}"))
+        with np.load(tmp_path / "p.npz") as archive:
+            assert np.diff(archive["offsets"]).max() == count
+            assert all(name.endswith(".jpg") for name in archive["file_names"])
+    with pytest.raises(ValueError, match="layer=rpn is not known"):
+        propose(compose_tool("propose", *words, "layer=rpn"))

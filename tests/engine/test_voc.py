@@ -3,14 +3,19 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from detector.data.coco import read_coco
+from detector.engine.assembly import build_dataset, build_evaluator, choose_metric
 from detector.engine.checkpoint import best_metric, load_checkpoint
 from detector.engine.evaluate import evaluate
 from detector.engine.train import train
+from detector.evaluation.coco import CocoEvaluator
 from detector.evaluation.voc import NUMBERS
+from detector.structures import Batch, Detections
 
 
 @pytest.fixture(scope="session")
@@ -142,3 +147,26 @@ def test_the_recipe_starts_on_blood_cells(compose_tiny, test_data: Path, tmp_pat
         "augment.val.0.shortest=64",
     )
     assert set(train(config)["per_class"]) == {"RBC", "WBC", "Platelets"}
+
+
+def test_proposals_on_voc_data_are_measured_by_average_recall(compose_voc) -> None:
+    """Also there a model without classes has no AP that says what it is good for."""
+    cfg = compose_voc()
+    dataset = build_dataset(cfg.data, "val")
+    rpn = SimpleNamespace(has_classes=False, has_masks=False, has_keypoints=False)
+    assert choose_metric(cfg.evaluation, dataset, rpn) == "coco"
+    evaluator = build_evaluator(cfg.evaluation, dataset, rpn)
+    assert isinstance(evaluator, CocoEvaluator)
+    for i in range(len(dataset)):  # what is there, as boxes of one class
+        sample = dataset.read(i)
+        count = len(sample)
+        boxes = torch.from_numpy(sample.boxes)[None]
+        size = torch.tensor([sample.original_size])
+        batch = Batch(torch.zeros(1, 3, 1, 1), size, size, torch.tensor([sample.image_id]))
+        labels, valid = torch.zeros(1, count).long(), torch.ones(1, count).bool()
+        evaluator.update(batch, Detections(boxes, torch.ones(1, count), labels, valid))
+    metrics = evaluator.summarize().metrics["box"]
+    limit = list(cfg.evaluation.max_detections)[-1]
+    assert metrics[f"AR{limit}"] == pytest.approx(1)
+    detector = SimpleNamespace(has_classes=True)
+    assert choose_metric(cfg.evaluation, dataset, detector) == "voc"
