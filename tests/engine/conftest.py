@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,6 +60,16 @@ def compose_config(name: str, overrides: list[str]) -> DictConfig:
 def compose_tool() -> Callable[..., DictConfig]:
     """``compose_tool("evaluate", "key=value", ...)`` gives a tool's configuration."""
     return lambda name, *overrides: compose_config(name, ["runtime.device=cpu", *overrides])
+
+
+@pytest.fixture(scope="session")
+def compose_recipe(compose_tool) -> Callable[[str], DictConfig]:
+    """``compose_recipe(name)`` gives the training configuration of a recipe, a copy of its own.
+
+    Composing takes longer than most of what tests do with the result.
+    """
+    composed = functools.cache(lambda name: compose_tool("train", f"experiment={name}"))
+    return lambda name: composed(name).copy()
 
 
 @pytest.fixture(scope="session")
