@@ -13,7 +13,10 @@ from pathlib import Path
 from omegaconf import DictConfig
 from torch import Tensor
 from torchvision.models._api import WeightsEnum
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+from torchvision.models.detection import (
+    FasterRCNN_ResNet50_FPN_Weights,
+    KeypointRCNN_ResNet50_FPN_Weights,
+)
 
 from detector.backbones.torchvision_weights import find_weights, published_file
 from detector.interop.files import StateFile
@@ -49,6 +52,8 @@ WITHOUT_EPS = (
     "KeypointRCNN_ResNet50_FPN_Weights.COCO_LEGACY",
     "KeypointRCNN_ResNet50_FPN_Weights.COCO_V1",
 )
+MAX_KEYPOINT_CONVS = 16
+KEYPOINTS = "roi_heads.keypoint_predictor.kps_score_lowres.weight"
 SCORES = "roi_heads.box_predictor.cls_score.weight"
 BATCH_NORMS = ("model.backbone.norm=bn", "model.backbone.fpn_norm=bn")
 MODELS = (
@@ -58,6 +63,7 @@ MODELS = (
     "fasterrcnn_mobilenet_v3_large_320_fpn",
     "maskrcnn_resnet50_fpn",
     "maskrcnn_resnet50_fpn_v2",
+    "keypointrcnn_resnet50_fpn",
 )
 # Names of before version 0.13.
 _FORMER = (
@@ -83,7 +89,7 @@ def detection_table(mobilenet: bool) -> KeyTable:
     anchors: Transform = ReorderedRows(ANCHORS) if mobilenet else SAME
     deltas: Transform = ReorderedRows(ANCHORS, rows=4) if mobilenet else SAME
     features = "features." if mobilenet else ""
-    box, mask = "roi_heads.box_", "roi_heads.mask_"
+    box, mask, keypoint = (f"roi_heads.{branch}_" for branch in ("box", "mask", "keypoint"))
     return KeyTable(
         (
             KeyRule("backbone.body.{rest:any}", f"backbone.trunk.{features}{{rest:any}}"),
@@ -117,6 +123,18 @@ def detection_table(mobilenet: bool) -> KeyTable:
                 f"{mask}predictor.mask_fcn_logits.{{kind}}",
                 "mask_branch.head.logits.{kind}",
                 UnusedBackground(),
+            ),
+            # Each convolution is followed by a ReLU with a number of its own.
+            *(
+                KeyRule(
+                    f"{keypoint}head.{2 * conv}.{{kind}}",
+                    f"keypoint_branch.head.convs.{conv}.0.{{kind}}",
+                )
+                for conv in range(MAX_KEYPOINT_CONVS)
+            ),
+            KeyRule(
+                f"{keypoint}predictor.kps_score_lowres.{{kind}}",
+                "keypoint_branch.head.deconv.{kind}",
             ),
         )
     )
@@ -152,6 +170,9 @@ def recognise(state: StateFile) -> Recipe | None:
     overrides += _norms(tensors)
     if weights is not None and str(weights) in WITHOUT_EPS:
         overrides.append("model.backbone.norm_eps=0.0")
+    if KEYPOINTS in tensors:
+        overrides.append(f"num_keypoints={tensors[KEYPOINTS].shape[1]}")
+        weights = weights or KeypointRCNN_ResNet50_FPN_Weights.COCO_V1
     names, ids = _classes(len(tensors[SCORES]) - 1, weights)
     return Recipe(f"torchvision {model}", tuple(overrides), names, ids)
 
@@ -187,8 +208,13 @@ def their_name(name: str, recipe: Recipe) -> str | None:
 
 def known_recipes() -> Sequence[Recipe]:
     """The detection models with COCO's classes."""
-    names, ids = _classes(90, COCO)
-    return [Recipe(f"torchvision {model}", _overrides(model), names, ids) for model in MODELS]
+    recipes = []
+    for model in MODELS:
+        overrides, classes = _overrides(model), _classes(90, COCO)
+        if model.startswith("keypoint"):
+            overrides, classes = (*overrides, "num_keypoints=17"), (("person",), (1,))
+        recipes.append(Recipe(f"torchvision {model}", overrides, *classes))
+    return recipes
 
 
 def _table(recipe: Recipe) -> KeyTable:

@@ -102,6 +102,7 @@ SPREAD = {
     "roi_heads.box_predictor.cls_score": 5.0,
     "roi_heads.box_predictor.bbox_pred": 0.8,
     "roi_heads.mask_predictor.mask_fcn_logits": 2.0,
+    "roi_heads.keypoint_predictor.kps_score_lowres": 2.0,
 }
 # From where to where the mean of each output is.
 BIAS = {"rpn.head.cls_logits": (-1.5, 0.0), "roi_heads.box_predictor.cls_score": (0.0, 2.0)}
@@ -172,8 +173,22 @@ def make_batch(root: Path, num_classes: int, longest: int) -> Batch:
         for shape in (index.widths > index.heights, index.widths < index.heights)
     ]
     batch = Collate()([dataset[int(number)] for number in chosen])
-    targets = replace(batch.targets, labels=batch.targets.labels % num_classes)
+    targets = batch.targets
+    targets = replace(
+        targets,
+        labels=targets.labels % num_classes,
+        keypoints=random_keypoints(targets.boxes) * targets.valid[..., None, None],
+    )
     return replace(batch, targets=targets)
+
+
+def random_keypoints(boxes: Tensor) -> Tensor:
+    """Keypoints ``(B, G, 17, 3)`` in and a little beside boxes ``(B, G, 4)``, some not labelled."""
+    generator = torch.Generator().manual_seed(2)
+    place = torch.rand(*boxes.shape[:2], 17, 2, generator=generator) * 1.2 - 0.1
+    points = boxes[..., None, :2] + place * (boxes[..., 2:] - boxes[..., :2])[:, :, None]
+    visibility = torch.randint(0, 3, (*boxes.shape[:2], 17, 1), generator=generator)
+    return torch.cat((points, visibility), -1) * (visibility > 0)
 
 
 def make_pair(case: Case, root: Path, folder: Path) -> Pair:
