@@ -7,6 +7,9 @@ A file is a NumPy archive (.npz) of N images and T boxes:
     boxes        (T, 4) float32 (x1, y1, x2, y2) in continuous pixels of the image files
     scores       (T,) float32
     file_names   (N,) text, of the images; files without it are matched by the ids alone
+
+Detectron2's are pickles, see :mod:`detector.data.proposal_pickles`. Like there, what of their boxes
+lies outside an image is cut off.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+from detector.data.proposal_pickles import is_pickle, read_proposal_pickle
 from detector.data.rings import offsets_of
 
 if TYPE_CHECKING:
@@ -30,7 +34,7 @@ class ProposalFile:
     """The proposals of the images of a dataset.
 
     Args:
-        path: a file that :func:`write_proposals` wrote.
+        path: a file that :func:`write_proposals` wrote, or Detectron2.
         index: the dataset; images of the file that it lacks are passed over.
         max_proposals: of each image, the first this many are used.
 
@@ -44,7 +48,12 @@ class ProposalFile:
         if max_proposals < 1:
             raise ValueError(f"max_proposals={max_proposals} must be at least 1")
         self.path = Path(path)
-        image_ids, offsets, boxes, scores, file_names = _read(self.path)
+        is_foreign = self.path.is_file() and is_pickle(self.path)
+        if is_foreign:
+            image_ids, offsets, boxes, scores = read_proposal_pickle(self.path)
+            file_names = None
+        else:
+            image_ids, offsets, boxes, scores, file_names = _read(self.path)
         order = np.argsort(image_ids, kind="stable")
         wanted = np.asarray(index.image_ids)
         place = np.searchsorted(image_ids[order], wanted).clip(max=max(len(order) - 1, 0))
@@ -61,7 +70,10 @@ class ProposalFile:
         self._offsets, self._boxes, self._scores = offsets, boxes, scores
         self._max_proposals = max_proposals
         self._check_names(file_names)
-        self._check_boxes()
+        limits = self._limits()
+        if is_foreign:
+            boxes.clip(0, np.tile(limits, 2), out=boxes)
+        self._check_boxes(limits)
 
     def __call__(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         """Boxes ``(p, 4)`` and scores ``(p,)`` of the dataset's image at ``position``."""
@@ -85,11 +97,14 @@ class ProposalFile:
                     "tools/propose.py for this dataset and split"
                 )
 
-    def _check_boxes(self) -> None:
+    def _limits(self) -> np.ndarray:
+        """``(T, 2)`` width and height of each box's image; zeros where the dataset lacks it."""
+        sizes = np.zeros((len(self._offsets) - 1, 2), np.float32)
+        sizes[self._image] = np.stack((self._index.widths, self._index.heights), 1)
+        return np.repeat(sizes, np.diff(self._offsets), axis=0)
+
+    def _check_boxes(self, limits: np.ndarray) -> None:
         index = self._index
-        limits = np.zeros((len(self._offsets) - 1, 2), np.float32)
-        limits[self._image] = np.stack((index.widths, index.heights), 1)
-        limits = np.repeat(limits, np.diff(self._offsets), axis=0)
         # A hundredth of a pixel for the rounding of those who scaled the boxes.
         low, high = self._boxes[:, :2] >= -1e-2, self._boxes[:, 2:] <= limits + 1e-2
         is_used = limits[:, 0] > 0

@@ -11,7 +11,7 @@ from __future__ import annotations
 import collections
 import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -24,13 +24,17 @@ class ForbiddenName(pickle.UnpicklingError):
     """The pickle names a class or function that it has no need of."""
 
 
-def load_pickle(file: BinaryIO) -> Any:
+def load_pickle(
+    file: BinaryIO, also: Mapping[tuple[str, str], Callable[..., Any]] | None = None
+) -> Any:
     """Reads one pickle of protocol 0 to 5.
 
     Byte strings of Python 2 become texts by Latin-1, as NumPy's arrays of that time need.
 
     Args:
         file: open for reading in binary.
+        also: by module and name, what is to be called instead of other things that are expected;
+            it gets whatever arguments the pickle has.
 
     Returns:
         Numbers, texts, bytes, arrays, and lists, tuples, sets and dicts of them; an
@@ -40,18 +44,22 @@ def load_pickle(file: BinaryIO) -> Any:
         ForbiddenName: the pickle wants something else; the message says what.
         pickle.UnpicklingError, EOFError, and what else malformed bytes cause.
     """
-    return _plain(_Unpickler(file, encoding="latin1").load(), {})
+    unpickler = _Unpickler(file, encoding="latin1")
+    unpickler.allowed = _ALLOWED | {name: _StandIn(call) for name, call in (also or {}).items()}
+    return _plain(unpickler.load(), {})
 
 
 # Python's own unpickler in Python: the one in C reserves gigabytes for a single altered byte, the
 # place of a value in its memo.
 class _Unpickler(pickle._Unpickler):
+    allowed: dict[tuple[str, str], Any]
+
     def find_class(self, module: str, name: str) -> Any:
         # Python 3 puts what Python 2 calls __builtin__ into builtins; NumPy 2 moved its core.
         place = module.replace("numpy.core.", "numpy._core.").replace("__builtin__", "builtins")
-        if (place, name) not in _ALLOWED:
+        if (place, name) not in self.allowed:
             raise ForbiddenName(f"{module}.{name}")
-        return _ALLOWED[place, name]
+        return self.allowed[place, name]
 
     def persistent_load(self, reference: Any) -> Any:
         raise ForbiddenName(f"an object kept outside the pickle ({str(reference)[:80]!r})")
