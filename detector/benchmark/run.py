@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from detector.benchmark.comparison import compare, comparison_table
+from detector.benchmark.index_rows import measure_index
 from detector.benchmark.kernels import measure_resources, resources_table, specialisations
 from detector.benchmark.machine import describe_run
 from detector.benchmark.measure import copy_bandwidth
@@ -34,8 +35,8 @@ def benchmark(cfg: DictConfig) -> dict[str, Any]:
         ValueError: ``what`` or ``device`` is unknown, there is no such device, or the kernels
             cannot be compiled.
     """
-    if cfg.what not in ("ops", "kernels"):
-        raise ValueError(f"what={cfg.what}: ops or kernels can be measured")
+    if cfg.what not in ("ops", "kernels", "data"):
+        raise ValueError(f"what={cfg.what}: ops, kernels or data can be measured")
     if cfg.repeats < 1:
         raise ValueError(f"repeats={cfg.repeats}: a median needs at least one")
     if cfg.threads is not None:
@@ -49,6 +50,8 @@ def benchmark(cfg: DictConfig) -> dict[str, Any]:
     console.print(f"{hardware}, torch {report['torch']}", soft_wrap=True)
     if cfg.what == "ops":
         report |= measure_ops(device, cfg.repeats, cfg.only, console)
+    elif cfg.what == "data":
+        report |= measure_index(cfg.repeats, console)
     else:
         report |= measure_kernels(console)
     if cfg.json is not None:

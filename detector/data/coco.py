@@ -10,7 +10,7 @@ from pathlib import Path
 from detector.data.coco_records import parse_dataset
 from detector.data.file_digests import digest_files
 from detector.data.index import AnnotationIndex
-from detector.data.json_files import no_garbage_collection, read_json
+from detector.data.json_files import NotRecords, no_garbage_collection, parse_json, split_records
 from detector.data.problems import OnError
 from detector.data.reading import cached_index, check_index
 
@@ -80,5 +80,12 @@ def check_paths(annotations: Path | str, images: Path | str) -> tuple[Path, Path
 def _parse(
     annotations: Path, images: Path, keypoint_flip: Sequence[Sequence[str]] | None
 ) -> AnnotationIndex:
+    content = annotations.read_bytes()
     with no_garbage_collection():
-        return parse_dataset(read_json(annotations), annotations, images, keypoint_flip)
+        try:
+            data, pieces = split_records(content, "annotations")
+            return parse_dataset(data, annotations, images, keypoint_flip, pieces)
+        except (NotRecords, ValueError):
+            # What is wrong, if anything is, shows in the whole.
+            data = parse_json(content, annotations)
+        return parse_dataset(data, annotations, images, keypoint_flip)

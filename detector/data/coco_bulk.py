@@ -15,7 +15,41 @@ import numpy as np
 
 from detector.data.columns import HUGE, OUTSIDE_TOLERANCE, AnnotationColumns, ImageColumns
 
-CHUNK = 8192  # records taken together; one odd record sends so many the slow way
+CHUNK = 2048  # records taken together; one odd record sends so many the slow way
+
+
+def add_plain_images(records: list[Any], images: ImageColumns, position: dict[int, int]) -> bool:
+    """Takes all image records, or none if one of them is odd.
+
+    Args:
+        records: the file's ``images``.
+        images: where they are added; empty.
+        position: where each id stands in ``images``; they are added here too.
+
+    Returns:
+        Whether they were taken.
+    """
+    try:
+        ids = [record["id"] for record in records]
+        names = [record["file_name"] for record in records]
+        widths = [record["width"] for record in records]
+        heights = [record["height"] for record in records]
+        encoded = [name.encode() for name in names]
+    except (TypeError, KeyError, AttributeError, UnicodeEncodeError):
+        return False
+    if not _are_all(int, ids, widths, heights) or not _are_all(str, names):
+        return False
+    places = dict(zip(ids, range(len(ids)), strict=True))
+    in_range = min(widths + heights) > 0 and max(widths + heights) < 2**31
+    in_range = in_range and min(ids) >= -(2**63) and max(ids) < 2**63
+    if len(places) < len(ids) or not in_range or not all(names) or b"\0" in b"".join(encoded):
+        return False
+    position.update(places)
+    images.ids += ids
+    images.widths += widths
+    images.heights += heights
+    images.names += encoded
+    return True
 
 
 def add_plain_records(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from detector.data.coco_bulk import CHUNK, add_plain_records
+from detector.data.coco_bulk import CHUNK, add_plain_images, add_plain_records
 from detector.data.coco_keypoints import REMEDY as FIX_KEYPOINTS
 from detector.data.coco_keypoints import KeypointColumns, read_keypoint_names
 from detector.data.columns import (
@@ -49,6 +49,7 @@ def parse_dataset(
     source_file: Path,
     image_root: Path,
     keypoint_flip: Sequence[Sequence[str]] | None = None,
+    pieces: Iterable[list[Any]] | None = None,
 ) -> AnnotationIndex:
     """Checks and flattens a parsed COCO file. Damaged records end in ``index.skipped``.
 
@@ -56,6 +57,7 @@ def parse_dataset(
         data: the parsed JSON.
         source_file, image_root: of the index.
         keypoint_flip: see :func:`detector.data.coco.read_coco`.
+        pieces: the list ``annotations`` in pieces, if it is not in ``data``.
 
     Raises:
         ValueError: the file as a whole cannot be used: it is not COCO, lists no image or no
@@ -76,7 +78,10 @@ def parse_dataset(
     images = _read_images(data["images"], problems)
     labels = {category: label for label, category in enumerate(category_ids)}
     annotations = _Annotations(keypoints=KeypointColumns(described, having))
-    _read_annotations(data["annotations"], images, labels, annotations, problems)
+    if pieces is None:
+        records = data["annotations"]
+        pieces = (records[start : start + CHUNK] for start in range(0, len(records), CHUNK))
+    _read_annotations(pieces, images, labels, annotations, problems)
     rings, keypoints, bad_rows = _read_geometry(annotations, images, problems)
     return assemble_index(
         images, annotations, rings, bad_rows, problems,
@@ -114,6 +119,8 @@ def _read_categories(records: list, file: Path) -> tuple[list[int], list[str]]:
 
 def _read_images(records: list, problems: list[Problem]) -> _Images:
     images = _Images()
+    if add_plain_images(records, images, images.position):
+        return images
     for number, record in enumerate(records):
         try:
             _read_image(record, images)
@@ -151,15 +158,15 @@ def _read_image(record: Any, images: _Images) -> None:
 
 
 def _read_annotations(
-    records: list,
+    pieces: Iterable[list[Any]],
     images: _Images,
     labels: dict[int, int],
     annotations: _Annotations,
     problems: list[Problem],
 ) -> None:
     seen: set[int] = set()
-    for start in range(0, len(records), CHUNK):
-        chunk = records[start : start + CHUNK]
+    start = 0
+    for chunk in pieces:
         # What is plain at first sight goes together; where something is odd, one by one.
         if annotations.keypoints.num_keypoints or not add_plain_records(
             chunk, images, images.position, labels, seen, annotations
@@ -168,6 +175,7 @@ def _read_annotations(
                 _try_annotation(record, number, images, labels, seen, annotations, problems)
         else:
             annotations.keypoints.add_none(len(chunk))
+        start += len(chunk)
 
 
 def _try_annotation(

@@ -48,7 +48,7 @@ def parse_file(
     sizes = read_image_sizes([folder / name.replace("\0", "?") for name in names])
     seen: set[str] = set()
     for name, entry, size in zip(names, entries, sizes, strict=True):
-        with builder.listing("image", f"image {name or entry.name!r}"):
+        with builder.listing("image", f"image {name or repr(entry.name)}"):
             if not name:
                 raise DamagedRecord("it has no filename", "add the file's name")
             if name in seen:
