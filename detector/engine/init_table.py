@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -19,12 +18,18 @@ ROWS = {
     "missing": "missing",
     "unused": "unused",
 }
-RANDOM = ("re-initialised", "missing")
 NUM_EXAMPLES = 3
 
 
-def transfer_table(transfer: Transfer) -> Group:
-    """Tensors and parameters of each part of the model, by what became of them, and the notes.
+def transfer_report(transfer: Transfer) -> Iterator[Table | str]:
+    """The table, and a line about the names of each kind of rows, to print one after the other."""
+    yield transfer_table(transfer)
+    for of, match in transfer.matches.items():
+        yield f"{of}: {_describe(match)}"
+
+
+def transfer_table(transfer: Transfer) -> Table:
+    """Tensors and parameters of each part of the model, by what became of them.
 
     Parameters are counted with the statistics of batch norms. Of what was not simply loaded the
     layers are named, without ``weight`` and ``bias``.
@@ -54,7 +59,7 @@ def transfer_table(transfer: Transfer) -> Group:
         if whole:
             count = sum(transfer.sizes[name] for name in whole)
             table.add_row("in all", title, str(len(whole)), f"{count:,}", "")
-    return Group(table, *(Text(note) for note in describe_matches(transfer)))
+    return table
 
 
 def layers(names: Sequence[str], part: str) -> str:
@@ -63,12 +68,6 @@ def layers(names: Sequence[str], part: str) -> str:
     found = list(dict.fromkeys(layer or last for layer, _, last in inside))
     more = f", ... {len(found)} layers" if len(found) > NUM_EXAMPLES else ""
     return ", ".join(found[:NUM_EXAMPLES]) + more
-
-
-def describe_matches(transfer: Transfer) -> Iterator[str]:
-    """How the names that rows belong to go on, a line for each kind."""
-    for of, match in transfer.matches.items():
-        yield f"{of}: {_describe(match)}"
 
 
 def _describe(match: NameMatch) -> str:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from detector.backbones.freezing import Freezable
+from detector.backbones.torchvision_weights import find_weights, is_torchvision
 from detector.data.index import AnnotationIndex
 from detector.engine.checkpoint import checkpoint_file, load_checkpoint, load_weights
 from detector.engine.model_differences import model_differences
@@ -99,6 +100,9 @@ def check_initial_weights(
 
 
 def _check_weights_file(weights: str) -> None:
+    if is_torchvision(weights):
+        find_weights(weights)
+        return
     path = Path(weights).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights file; check model.backbone.weights")
@@ -202,3 +206,16 @@ def freeze_parts(model: nn.Module, parts: Sequence[str]) -> None:
             "detector.backbones.freezing.Freezable"
         )
     model.freeze_modules(modules)
+
+
+def random_and_frozen(model: nn.Module, transfer: Transfer) -> list[str]:
+    """A sentence if parameters that a checkpoint did not give do not learn either."""
+    random = {*transfer.missing, *transfer.reinitialised}
+    kept = [n for n, p in model.named_parameters() if n in random and not p.requires_grad]
+    if not kept:
+        return []
+    more = ", ..." if len(kept) > 3 else ""
+    return [
+        f"{len(kept)} tensors begin with random values and are frozen, so that they stay random: "
+        f"{', '.join(kept[:3])}{more}; see freeze and model.backbone.freeze_at"
+    ]

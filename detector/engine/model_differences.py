@@ -39,6 +39,7 @@ def model_differences(config: str, now: DictConfig, parts: Collection[str]) -> l
     except (OmegaConfBaseException, AttributeError):  # made by hand, or by another version
         return []
     old, new = dict(_settings(former)), dict(_settings(own))
+    written = dict(_settings(OmegaConf.to_container(now.model, resolve=False)))
     return [
         f"model.{key}={_shown(old[key])} (here {_shown(value)})"
         for key, value in new.items()
@@ -46,6 +47,7 @@ def model_differences(config: str, now: DictConfig, parts: Collection[str]) -> l
         and old[key] != value
         and key.partition(".")[0] in (*parts, "normalizer")
         and not any(fnmatch(key, pattern) for pattern in IGNORED)
+        and not str(written.get(key)).startswith("${model.")  # it follows another of these
     ]
 
 

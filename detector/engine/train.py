@@ -21,12 +21,13 @@ from detector.engine.checkpoint import check_classes, checkpoint_config
 from detector.engine.checkpoint_writer import CheckpointWriter, check_writable, checkpoint_bytes
 from detector.engine.durations import parse_duration
 from detector.engine.inference import evaluate_model
-from detector.engine.init_table import transfer_table
+from detector.engine.init_table import transfer_report
 from detector.engine.initial_weights import (
     check_initial_weights,
     freeze_parts,
     load_initial_checkpoint,
     load_initial_parts,
+    random_and_frozen,
     read_initial_checkpoint,
 )
 from detector.engine.loss_window import LossWindow
@@ -223,8 +224,8 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
             window.check()  # diverged weights must not replace good ones
             return state.content(limit.elapsed, described)
 
-        if transfer:
-            display.print(transfer_table(transfer))
+        for line in transfer_report(transfer) if transfer else ():
+            display.print(line)
         display.print(assembly.describe_model(model))
         display.print(f"train {assembly.describe_dataset(train_set)}")
         display.print(f"val   {assembly.describe_dataset(val_set)}")
@@ -239,7 +240,7 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
                 display.print(f"changed since the checkpoint: {change}")
         for warning in (
             *([] if former else weight_warnings),
-            *(transfer.warnings if transfer else []),
+            *([*transfer.warnings, *random_and_frozen(model, transfer)] if transfer else []),
             *plan.without_effect(cfg.training.max_epochs),
             *schedule.without_effect(plan.max_steps),
             *check_precise_bn(cfg.training.precise_bn_steps, model),

@@ -16,7 +16,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from detector.engine.init_table import transfer_table
+from detector.engine.init_table import transfer_report
+from detector.engine.initial_weights import random_and_frozen
 from detector.engine.model_differences import model_differences
 from detector.engine.weight_transfer import Transfer, transfer_weights
 from detector.interop.convert import load_any
@@ -72,7 +73,7 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 def text(transfer: Transfer) -> str:
     console = Console(width=200)
     with console.capture() as capture:
-        console.print(transfer_table(transfer))
+        console.print(*transfer_report(transfer))
     return capture.get()
 
 
@@ -268,6 +269,11 @@ def test_the_real_trunk_has_no_3x3_layers_in_layer4(build, test_data: Path) -> N
     prefix = "backbone.trunk."
     inside = {n.removeprefix(prefix) for n in transfer.missing if n.startswith(prefix)}
     assert inside == missing
+    model.backbone.requires_grad_(False)
+    # 4 convolutions and the scale and shift of 4 norms in layer4; weight and bias of 8 in the FPN.
+    [warning] = random_and_frozen(model, transfer)
+    assert "28 tensors begin with random values and are frozen" in warning
+    assert random_and_frozen(build(3), transfer) == []
     shown = text(transfer)
     assert "trunk.layer4.0.conv1" in shown and "missing" in shown and "classes" not in shown
     for name in transfer.loaded:
@@ -305,6 +311,7 @@ def test_settings_that_the_weights_depend_on_are_compared(compose_tiny) -> None:
             "model.rpn.anchors.sizes=[[16],[32],[64],[128],[256]]",
             "model.backbone.freeze_at=2",
             "model.roi_sampler.num_samples=8",
+            "model.backbone.out_channels=8",  # which others follow
             "model.mask_branch.pooler.canonical_level=3",
         )
     )
@@ -312,6 +319,7 @@ def test_settings_that_the_weights_depend_on_are_compared(compose_tiny) -> None:
     parts = ["backbone", "rpn", "box_branch"]
     assert model_differences(former, now, parts) == [
         "model.normalizer.std=[1.0,1.0,1.0] (here [58.395,57.12,57.375])",
+        "model.backbone.out_channels=8 (here 16)",
         "model.rpn.anchors.sizes=[[16],[32],[64],[128],[256]] (here [[8],[16],[32],[64],[128]])",
     ]
     assert model_differences("name: other", now, parts) == []
