@@ -52,7 +52,7 @@ TOOLS = {
         "weights of other packages in and out: source=FILE output=FILE [to=torchvision|detectron2]",
     ),
     "describe": ("detector.engine.describe", "parts, shapes, parameters, FLOPs: experiment=NAME"),
-    "benchmark": ("detector.benchmark.run", "our ops beside others': what=ops|kernels|data json=FILE"),
+    "benchmark": ("detector.benchmark.run", "our numbers beside others': what=ops|kernels|data"),
 }
 _QUOTED = """'input="my photos/a=b.jpg"'"""
 _OWN_DATA = (
