@@ -98,7 +98,7 @@ def draw_instances(
         _draw_box(picture, boxes[i] * zoom, colors[i], thickness, opacity)
         if keypoints is not None:
             places = np.asarray(keypoints[i], np.float64) * (zoom, zoom, 1)
-            draw_keypoints(picture, places, skeleton, colors[i], thickness)
+            draw_keypoints(picture, places, skeleton, colors[i], line)
 
     _draw_plates(picture, boxes * zoom, labels, names, scores)
     return picture.round().clip(0, 255).astype(np.uint8)

@@ -59,7 +59,7 @@ def draw_keypoints(
     for start, end in limbs:
         _line(shadow, start, end, line + 2)
     for _, point in joints:
-        _dot(shadow, point, line + 1.5)
+        _dot(shadow, point, line + 2)
     _blend(picture, shadow, (0, 0, 0), SHADOW_OPACITY)
     cover = _empty(picture)
     for start, end in limbs:
@@ -67,7 +67,7 @@ def draw_keypoints(
     _blend(picture, cover, color, OPACITY)
     for j, point in joints:
         cover = _empty(picture)
-        _dot(cover, point, line + 0.5)
+        _dot(cover, point, line + 1)
         _blend(picture, cover, class_color(j), OPACITY)
 
 
