@@ -177,7 +177,7 @@ def _records(kind: str, table: DetectionTable, which: np.ndarray) -> list[dict[s
         areas = boxes[:, 2] * boxes[:, 3]
     else:
         key, values = "segmentation", table.rles(which)
-        areas = _mask_areas(values)
+        areas = mask_areas(values)
     images = np.searchsorted(table.offsets, which, side="right") - 1
     columns = zip(
         table.image_ids[images].tolist(),
@@ -194,7 +194,10 @@ def _records(kind: str, table: DetectionTable, which: np.ndarray) -> list[dict[s
     ]  # fmt: skip
 
 
-def _mask_areas(rles: list[dict[str, Any]]) -> np.ndarray:
+def mask_areas(rles: list[dict[str, Any]]) -> np.ndarray:
+    """Pixels of each mask, ``(n,)`` float64."""
+    if not rles:
+        return np.zeros(0)
     # pycocotools 2.0.11 puts the length of the list into a byte.
     parts = [coco_mask.area(rles[start : start + 255]) for start in range(0, len(rles), 255)]
     return np.concatenate(parts).astype(np.float64)
