@@ -103,3 +103,57 @@ def test_voc_recipes_descend_as_in_the_papers(name: str, compose_tool) -> None:
     assert (weights["lr"], biases["lr"]) == (0.001, 0.002)
     for group in (weights, biases):
         assert (group["momentum"], group["weight_decay"]) == (0.9, 0.0005)
+
+
+# Images of COCO's train2017 with objects, which an epoch of torchvision's recipes has.
+TRAIN2017 = 117266
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "epochs", "drops", "rate", "decay"),
+    [
+        ("faster_rcnn_r50_fpn", 16, 26, (16, 22), 0.02, 1e-4),
+        ("mask_rcnn_r50_fpn", 16, 26, (16, 22), 0.02, 1e-4),
+        ("faster_rcnn_mobilenet_v3_large_320_fpn", 16, 26, (16, 22), 0.02, 1e-4),
+        ("faster_rcnn_r50_fpn_v2", 64, 400, (352, 384), 0.1, 4e-5),
+        ("mask_rcnn_r50_fpn_v2", 64, 400, (352, 384), 0.1, 4e-5),
+    ],
+)
+def test_torchvisions_recipes_are_the_published_ones(
+    name, batch, epochs, drops, rate, decay, compose_recipe
+) -> None:
+    cfg = compose_recipe(f"torchvision_{name}")
+    steps = TRAIN2017 // batch
+    assert (cfg.data.batch_size, cfg.training.max_steps) == (batch, epochs * steps)
+    assert list(cfg.schedule.milestones) == [epoch * steps for epoch in drops]
+    assert (cfg.optimizer.lr, cfg.optimizer.weight_decay) == (rate, decay)
+    assert cfg.optimizer.norm_weight_decay is None and not cfg.roi_op.aligned
+    assert cfg.model.box_branch.smooth_l1_beta == cfg.model.rpn.smooth_l1_beta == 1 / 9
+
+
+def test_the_lsj_recipe_is_the_published_one(compose_recipe) -> None:
+    """Detectron2's new baselines: 100 epochs, of 118000 images each."""
+    cfg = compose_recipe("mask_rcnn_r50_fpn_lsj_100ep")
+    assert cfg.training.max_steps * cfg.data.batch_size == 100 * 118000
+    assert (cfg.optimizer.lr, cfg.optimizer.weight_decay) == (0.1, 4e-5)
+    jitter = cfg.augment.train[0]
+    assert (jitter.size, jitter.min_scale, jitter.max_scale) == (1024, 0.1, 2.0)
+    assert list(cfg.data.buckets[0]) == [1024, 1024]
+    model = cfg.model
+    assert (model.rpn.head.num_convs, model.box_branch.head.num_convs) == (2, 4)
+    norms = {model.backbone.norm, model.backbone.fpn_norm, model.box_branch.head.norm}
+    assert norms | {model.mask_branch.head.norm} == {"sync_bn"}
+    assert (model.backbone.freeze_at, model.backbone.weights) == (0, None)
+
+
+def test_the_rows_of_the_tables_are_the_papers(compose_tool) -> None:
+    """Mask R-CNN, table 2: each row of a sweep composes to what its name says."""
+    rows = {"r50_c4": 64, "r101_c4": 64, "r50_fpn": 512, "r101_fpn": 512, "x101_fpn": 512}
+    for row, num_samples in rows.items():
+        word = f"experiment/ablation/row@_global_={row}"
+        cfg = compose_tool("train", "experiment=ablation/table2a", word, "weights.resnet101=a.pth")
+        assert cfg.model.roi_sampler.num_samples == num_samples
+        assert cfg.model.rpn.test_proposals.post_nms_top_n == (300 if "c4" in row else 1000)
+        assert cfg.model.backbone.name.startswith({"r": "resnet", "x": "resnext101"}[row[0]])
+        assert cfg.model.backbone.weights == ("a.pth" if "r101" in row else None)
+        assert (cfg.training.max_steps, list(cfg.schedule.milestones)) == (160000, [120000])
