@@ -44,7 +44,7 @@ class DetectionDataset(torch.utils.data.Dataset):
 
     Attributes:
         index: the :class:`detector.data.index.AnnotationIndex`.
-        metric: the evaluation that goes with such data, ``"coco"`` or ``"voc"``.
+        metric: the evaluation that goes with such data, ``"coco"``, ``"lvis"`` or ``"voc"``.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`read_coco` and

@@ -44,6 +44,8 @@ class LVISDataset(DetectionDataset):
         FileNotFoundError, ValueError: see :func:`read_lvis`.
     """
 
+    metric = "lvis"
+
     def __init__(
         self,
         annotations: Path | str,

@@ -13,6 +13,7 @@ from torch import nn
 
 from detector.data.index import ONE_CATEGORY
 from detector.evaluation.coco import CocoEvaluator
+from detector.evaluation.lvis import LVISEvaluator
 from detector.evaluation.voc import VOCEvaluator
 
 if TYPE_CHECKING:
@@ -194,18 +195,19 @@ def check_validation_loss(model: nn.Module, val_set: DetectionDataset) -> None:
 def choose_metric(
     evaluation: DictConfig, dataset: DetectionDataset, model: nn.Module | None = None
 ) -> str:
-    """``"coco"`` or ``"voc"``: ``evaluation.metric``, by default what goes with the data.
+    """``"coco"``, ``"lvis"`` or ``"voc"``: ``evaluation.metric``, by default what goes with the data.
 
     Proposals, of a model without classes, are measured by average recall, which is COCO's.
 
     Raises:
-        ValueError: another name, or COCO's numbers of data that is not in COCO format.
+        ValueError: another name, COCO's numbers of data that is not in COCO format, or LVIS's of
+            data without what was looked for in which image.
     """
     proposes = model is not None and not model.has_classes
     metric = evaluation.get("metric") or ("coco" if proposes else dataset.metric)
-    if metric not in ("coco", "voc"):
-        raise ValueError(f"evaluation.metric={metric}; it must be coco, voc or null")
-    if metric == "coco" and dataset.metric != "coco" and not proposes:
+    if metric not in ("coco", "lvis", "voc"):
+        raise ValueError(f"evaluation.metric={metric}; it must be coco, lvis, voc or null")
+    if metric == "coco" and dataset.metric == "voc" and not proposes:
         raise ValueError(
             f"evaluation.metric=coco, but {dataset.index.source_file} is not COCO JSON; leave it "
             "out: voc.AP is the mean AP at IoU .50:.95"
@@ -234,11 +236,22 @@ def build_evaluator(
             f"the model finds {model.num_keypoints} keypoints of an object, but "
             f"{index.source_file} has {index.num_keypoints}; evaluate on data with the same"
         )
-    if choose_metric(evaluation, dataset, model) == "voc":
+    metric = choose_metric(evaluation, dataset, model)
+    if metric == "voc":
         return VOCEvaluator(index)
-    found = {"box": True, "mask": model.has_masks, "keypoint": model.has_keypoints}
+    # Configurations of older checkpoints do not have the rest.
+    backend = evaluation.get("backend") or "faster_coco_eval"
+    analysed = model.has_classes and evaluation.get("errors", True)
+    threshold = evaluation.get("score_threshold", 0.5) if analysed else None
+    found = {"box": True, "mask": model.has_masks}
+    if metric != "lvis":
+        found["boundary"] = model.has_masks and evaluation.get("boundary", False)
+        found["keypoint"] = model.has_keypoints
     iou_types = [kind for kind, is_found in found.items() if is_found]
-    return CocoEvaluator(index, iou_types, plain(evaluation.max_detections))
+    if metric == "lvis":
+        return LVISEvaluator(index, iou_types, backend, threshold)
+    limits = plain(evaluation.max_detections)
+    return CocoEvaluator(index, iou_types, limits, backend, threshold)
 
 
 def number_of_classes(count: int) -> str:

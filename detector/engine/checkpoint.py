@@ -329,7 +329,7 @@ def best_metric(
             masks, or else of boxes, and ``"voc.AP50"`` of VOC's.
         has_masks: whether masks are evaluated.
         max_detections: limits of the evaluation.
-        metric: ``"coco"`` or ``"voc"``, the kind of evaluation.
+        metric: ``"coco"``, ``"lvis"`` or ``"voc"``, the kind of evaluation.
         has_keypoints: whether keypoints are evaluated.
 
     Raises:
@@ -339,7 +339,10 @@ def best_metric(
         keys_of = {"voc": list(NUMBERS)}
     else:
         keys = ["AP", "AP50", "AP75", "APs", "APm", "APl", "ARs", "ARm", "ARl"]
-        keys += [f"AR{limit}" for limit in max_detections]
+        if metric == "lvis":
+            keys += ["APr", "APc", "APf", "AR300"]
+        else:
+            keys += [f"AR{limit}" for limit in max_detections]
         keys_of = dict.fromkeys(("box", "mask") if has_masks else ("box",), keys)
         if has_keypoints:
             keys_of["keypoint"] = list(KEYPOINT_NUMBERS)

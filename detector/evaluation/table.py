@@ -18,6 +18,8 @@ def evaluation_table(evaluation: Evaluation) -> Group:
     tables = [voc_table(evaluation) if "voc" in evaluation.metrics else summary_table(evaluation)]
     if "keypoint" in evaluation.metrics:
         tables.append(keypoint_table(evaluation))
+    if evaluation.errors:
+        tables.append(error_table(evaluation))
     return Group(*tables, per_class_table(evaluation), *notes)
 
 
@@ -34,12 +36,13 @@ def voc_table(evaluation: Evaluation) -> Table:
 
 
 def summary_table(evaluation: Evaluation) -> Table:
-    """The twelve COCO numbers of boxes and masks; an undefined number is shown as a dash."""
-    kinds = [kind for kind in ("box", "mask") if kind in evaluation.metrics]
-    table = Table("", "IoU", "size", "detections", title="COCO evaluation", title_justify="left")
+    """COCO's twelve numbers of boxes and masks, or LVIS's thirteen; an undefined number is shown as a dash."""
+    kinds = [kind for kind in ("box", "mask", "boundary") if kind in evaluation.metrics]
+    keys = list(evaluation.metrics[kinds[0]]) if kinds else []
+    title = f"{'LVIS' if 'APr' in keys else 'COCO'} evaluation"
+    table = Table("", "IoU", "size", "detections", title=title, title_justify="left")
     for kind in kinds:
         table.add_column(kind, justify="right", no_wrap=True)
-    keys = list(evaluation.metrics[kinds[0]]) if kinds else []
     limits = [key[2:] for key in keys if key.startswith("AR") and key[2:].isdigit()]
     for key in keys:
         threshold = f".{key[2:]}" if key in ("AP50", "AP75") else ".50:.95"
@@ -74,10 +77,26 @@ def keypoint_table(evaluation: Evaluation) -> Table:
     return table
 
 
+def error_table(evaluation: Evaluation) -> Table:
+    """What AP50 would gain without the errors of each kind, and how many there are."""
+    table = Table("without its errors", title="What costs AP50", title_justify="left")
+    for kind in evaluation.errors:
+        table.add_column(kind, justify="right", no_wrap=True)
+        table.add_column("errors", justify="right", no_wrap=True)
+    first = next(iter(evaluation.errors.values()))
+    for name in first.gains:
+        cells = []
+        for analysis in evaluation.errors.values():
+            count = analysis.counts.get(name)
+            cells += [f"+{analysis.gains[name]:.3f}", "" if count is None else str(count)]
+        table.add_row(name.replace("_", " "), *cells, end_section=name == "missed")
+    return table
+
+
 def per_class_table(evaluation: Evaluation, classes_per_column: int = 20) -> Table:
     """The AP of each class (VOC's at IoU .50), in up to three columns side by side."""
     per_class = list(evaluation.metrics["per_class"].items())
-    keys = {"box": "box_AP", "mask": "mask_AP", "keypoint": "keypoint_AP", "voc": "voc_AP50"}
+    keys = {"box": "box_AP", "mask": "mask_AP", "boundary": "boundary_AP", "keypoint": "keypoint_AP", "voc": "voc_AP50"}
     kinds = [kind for kind in keys if kind in evaluation.metrics]
     num_columns = min(3, max(1, -(-len(per_class) // classes_per_column)))
     num_rows = -(-len(per_class) // num_columns)

@@ -110,7 +110,7 @@ def test_boundary_ap_is_by_the_smaller_of_both_ious():
     np.testing.assert_allclose(precision, reference.eval["precision"], rtol=0, atol=1e-12)
     np.testing.assert_allclose(recall, reference.eval["recall"], rtol=0, atol=1e-12)
     plain, _ = accumulate("faster_coco_eval", "mask", truth, table, limits)
-    assert 0.02 < precision[precision > -1].mean() < plain[plain > -1].mean() - 0.01
+    assert 0.01 < precision[precision > -1].mean() < 0.9 * plain[plain > -1].mean()
 
 
 @pytest.mark.parametrize("name, remedy", [("coco", "pycocotools"), (None, "faster_coco_eval")])
