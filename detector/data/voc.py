@@ -180,5 +180,5 @@ def _read_split(file: Path, folder: Path, root: Path) -> list[Entry]:
 def _read_bytes(folder: Path, name: str) -> bytes | None:
     try:
         return (folder / "Annotations" / f"{name}.xml").read_bytes()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no file can have the name
         return None  # listed with the damaged records
