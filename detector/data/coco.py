@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,11 @@ from detector.data.reading import cached_index, check_index
 
 # Part of the cache's key: raise it whenever reading the same file gives another index.
 _READER_VERSION = 4
+
+
+_WORTH_SAYING = 100_000_000  # bytes; some seconds
+
+_logger = logging.getLogger(__name__)
 
 
 def read_coco(
@@ -81,6 +87,8 @@ def _parse(
     annotations: Path, images: Path, keypoint_flip: Sequence[Sequence[str]] | None
 ) -> AnnotationIndex:
     content = annotations.read_bytes()
+    if len(content) >= _WORTH_SAYING:
+        _logger.info("Reading %s (%d MB), once", annotations, len(content) / 1e6)
     with no_garbage_collection():
         try:
             data, pieces = split_records(content, "annotations")
