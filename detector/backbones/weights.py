@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from detector.backbones.torchvision_weights import fetch_weights, is_torchvision
 from detector.interop.detectron2_networks import Conventions, imagenet_network
 from detector.interop.files import read_state
 
@@ -18,7 +19,7 @@ CLASSIFIER = ("fc.", "classifier.", "head.")
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a weights file of any kind, without running its code.
+    """Tensors of a weights file of any kind, or ``torchvision://NAME``, without running its code.
 
     An ImageNet network of Detectron2's gets torchvision's names, and its first convolution takes
     red, green and blue in this order.
@@ -32,6 +33,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], Conventions | None]:
     """Tensors, and of a network of Detectron2's what it expects."""
+    if is_torchvision(path):
+        return fetch_weights(str(path)), None
     try:
         file = read_state(path)
     except FileNotFoundError as error:

@@ -2,6 +2,7 @@
 
 python tools/evaluate.py checkpoint=runs/shapes/.../checkpoints/best.pt
 python tools/evaluate.py checkpoint=PATH data=coco data.root=/data/coco
+python tools/evaluate.py detections=FILE annotations=FILE output=DIR
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from detector.data.loader import build_eval_loader
 from detector.engine import assembly
-from detector.engine.atomic_file import atomic_write, write_json
+from detector.engine.augmented_detection import with_augmentation
 from detector.engine.checkpoint import (
     check_classes,
     checkpoint_config,
@@ -22,13 +23,17 @@ from detector.engine.checkpoint import (
     load_weights,
 )
 from detector.engine.inference import evaluate_model
+from detector.engine.label_map import Relabelled, label_map
 from detector.engine.progress import open_console, track
+from detector.engine.score import score_detections, write_evaluation
 from detector.evaluation.table import evaluation_table
 from detector.setting_values import fit_value
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Prints a table and writes ``evaluation.json`` and ``detections.json`` (COCO results).
+
+    With ``detections`` no model is run, see :func:`detector.engine.score.score_detections`.
 
     Args:
         cfg: composed from ``configs/evaluate.yaml``.
@@ -39,6 +44,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ValueError, FileNotFoundError: a checkpoint or dataset that cannot be used.
     """
+    if cfg.detections is not None:
+        return score_detections(cfg)
     path = checkpoint_file(str(cfg.checkpoint))
     checkpoint = load_checkpoint(path)
     config = override(checkpoint_config(checkpoint, cfg.allow_code), cfg)
@@ -46,7 +53,10 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     runtime.apply()
 
     dataset = assembly.build_dataset(config.data, "val")
-    check_classes(path, checkpoint, dataset.index.category_names, dataset.index.source_file)
+    names = dataset.index.category_names
+    labels = label_map(checkpoint["class_names"], names)
+    if labels is None:
+        check_classes(path, checkpoint, names, dataset.index.source_file)
     loader = build_eval_loader(
         dataset,
         batch_size=config.data.val_batch_size,
@@ -66,14 +76,15 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     )
     console.print(assembly.describe_dataset(dataset), soft_wrap=True)
     batches = track(loader, len(loader), "evaluating", "batches", console)
-    found = evaluate_model(model, batches, evaluator, runtime)
+    detector = with_augmentation(model, assembly.plain(config.evaluation.get("tta")))
+    if labels is not None:
+        detector = Relabelled(detector, labels).to(runtime.torch_device)
+    found = evaluate_model(detector, batches, evaluator, runtime)
     console.print(evaluation_table(found))
 
     output = Path(str(cfg.output)) if cfg.output is not None else default_output(path)
-    write_json(output / "evaluation.json", found.metrics)
-    with atomic_write(output / "detections.json") as file:
-        found.results.write_json(file)
-    console.print(f"written to {output}/evaluation.json and detections.json", soft_wrap=True)
+    written = write_evaluation(found, output)
+    console.print(f"written to {output}/{written}", soft_wrap=True)
     return found.metrics
 
 

@@ -22,8 +22,10 @@ RESNETS: dict[str, tuple[tuple[int, ...], tuple[int, int] | None]] = {
     "resnext101_32x8d": ((3, 4, 23, 3), (256, 8)),
     "resnext101_64x4d": ((3, 4, 23, 3), (256, 4)),
 }
+# How many batches the norms have seen is of no use to frozen ones, nor to those with a momentum.
+_COUNTS = KeyRule("{norm:any}.num_batches_tracked", None)
 _RESNET_TABLE = KeyTable(
-    (KeyRule("fc.{rest:any}", None), KeyRule("{rest:any}", "backbone.trunk.{rest:any}"))
+    (_COUNTS, KeyRule("fc.{rest:any}", None), KeyRule("{rest:any}", "backbone.trunk.{rest:any}"))
 )
 # fc6 and fc7 are the box head's.
 _VGG_TABLE = KeyTable(
@@ -36,6 +38,7 @@ _VGG_TABLE = KeyTable(
 )
 _MOBILENET_TABLE = KeyTable(
     (
+        _COUNTS,
         KeyRule("classifier.{rest:any}", None),
         KeyRule("{rest:any}", "backbone.trunk.{rest:any}"),
     )

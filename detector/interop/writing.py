@@ -48,7 +48,9 @@ def write_foreign(
     module = FORMATS[to]
     config = checkpoint_config(dict(content), allow_code)
     result = module.from_ours(content["model"], config)
-    state = StateFile(result, "torch", {}, f"the model, as {to} would have it,")
+    # What it was read from tells recipes apart that have the same names and shapes.
+    origin = str(content.get("source", "the model")).partition(",")[0]
+    state = StateFile(result, "torch", {}, f"{origin}, as {to} would have it,")
     recipe = module.recognise(state)
     if recipe is None or recipe.parts:
         kind = str(config.model.get("_target_")).rpartition(".")[2]
