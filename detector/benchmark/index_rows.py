@@ -118,10 +118,19 @@ def _measure_workers(file: Path, cache: Path) -> int | None:
         )
         for _ in range(_NUM_WORKERS)
     ]
-    for worker in workers:  # all of them see all of it before one is measured
-        assert worker.stdout is not None
-        worker.stdout.readline()
-    found = [int(worker.communicate("\n")[0]) for worker in workers]
+    found = []
+    # All of them have seen all of it before one is measured, and none ends before all are.
+    for step in range(2):
+        for worker in workers:
+            assert worker.stdin is not None and worker.stdout is not None
+            if step:
+                worker.stdin.write("\n")
+                worker.stdin.flush()
+            line = worker.stdout.readline()
+            if step:
+                found.append(int(line))
+    for worker in workers:
+        worker.communicate("\n")
     return max(found)
 
 
@@ -142,6 +151,7 @@ def _work(file: Path) -> None:
     print(total, flush=True)
     sys.stdin.readline()
     print(_private_bytes() - before, flush=True)
+    sys.stdin.readline()
 
 
 def _private_bytes() -> int:
