@@ -20,6 +20,7 @@ Box = tuple[float, float, float, float]
 
 # Annotation tools round box ends; up to this many pixels beyond the image is clipped in silence.
 OUTSIDE_TOLERANCE = 1.0
+_RINGS_AT_ONCE = 4096
 HUGE = 1e30  # beyond, and for NaN and infinity, arithmetic has no meaning
 
 
@@ -175,10 +176,18 @@ def assemble_index(
     ring_order = np.argsort(ring_rank, kind="stable")
     ring_order = ring_order[ring_rank[ring_order] >= 0]
     lengths = np.diff(rings.vertex_offsets)[ring_order]
-    # Both coordinates of a vertex in one go.
+    vertex_offsets = offsets_of(lengths)
+    # Both coordinates of a vertex in one go, and some rings at a time: positions take more memory
+    # than the vertices.
     pairs = np.ascontiguousarray(rings.vertices, dtype=np.float32).view(np.int64).ravel()
-    vertices = pairs[ranges(rings.vertex_offsets[ring_order], lengths)]
-    boxes = np.array(annotations.boxes, dtype=np.float32).reshape(-1, 4)
+    vertices = np.empty(vertex_offsets[-1], dtype=np.int64)
+    for first in range(0, len(lengths), _RINGS_AT_ONCE):
+        last = min(first + _RINGS_AT_ONCE, len(lengths))
+        starts = rings.vertex_offsets[ring_order[first:last]]
+        vertices[vertex_offsets[first] : vertex_offsets[last]] = pairs[
+            ranges(starts, lengths[first:last])
+        ]
+    boxes = annotations.box_rows().astype(np.float32)
     described = keypoint_names or KeypointNames()
     return AnnotationIndex(
         image_ids=np.array(images.ids, dtype=np.int64),
@@ -192,7 +201,7 @@ def assemble_index(
         labels=np.array(annotations.labels, dtype=np.int32)[order],
         crowd=np.array(annotations.crowd, dtype=bool)[order],
         ring_offsets=offsets_of(np.bincount(ring_rank[ring_order], minlength=len(order))),
-        vertex_offsets=offsets_of(lengths),
+        vertex_offsets=vertex_offsets,
         vertices=vertices.view(np.float32).reshape(-1, 2),
         category_ids=np.array(category_ids, dtype=np.int64),
         category_names=category_names,
