@@ -8,7 +8,7 @@ model.predict("photo.jpg").plot()
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from detector.data.collate import Collate
 from detector.data.images import read_image, to_rgb
 from detector.data.sample import Sample
 from detector.engine.assembly import build, classes_of, number_of_classes, plain
+from detector.engine.augmented_detection import with_augmentation
 from detector.engine.checkpoint import checkpoint_config, load_checkpoint, load_weights
 from detector.engine.extraction import extract_features, to_boxes, to_labels
 from detector.engine.inference import detect
@@ -48,6 +49,8 @@ class Detector:
         buckets: padded sizes, see :class:`detector.data.collate.Collate`.
         keypoint_names: J names, of a model with keypoints.
         skeleton: pairs of keypoints, from 0, that a drawing connects.
+        tta: look at each image several times, such as ``{"scales": [0.8, 1.0, 1.2], "flip":
+            True}``, see :class:`detector.engine.augmented_detection.AugmentedDetector`.
     """
 
     def __init__(
@@ -60,9 +63,11 @@ class Detector:
         buckets: Sequence[Sequence[int]] | None = None,
         keypoint_names: Sequence[str] = (),
         skeleton: Sequence[Sequence[int]] = (),
+        tta: Mapping[str, Any] | None = None,
     ) -> None:
         self.runtime = runtime or Runtime()
         self.model = self.runtime.place(model)
+        self._finder = with_augmentation(self.model, tta)
         self.names = list(class_names)
         self.category_ids = list(category_ids)
         self.keypoint_names = list(keypoint_names)
@@ -155,7 +160,7 @@ class Detector:
         pixels, path = to_pixels(image)
         batch = self._to_batch(pixels)
         [result] = to_results(
-            detect(self.model, batch, self.runtime),
+            detect(self._finder, batch, self.runtime),
             batch.image_sizes,
             batch.original_sizes,
             self.names,
@@ -181,6 +186,7 @@ def load(
     *,
     runtime: Runtime | None = None,
     allow_code: bool = False,
+    tta: Mapping[str, Any] | None = None,
 ) -> Detector:
     """A detector from a checkpoint alone.
 
@@ -189,6 +195,7 @@ def load(
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
         runtime: instead of ``device``, also precision and memory layout.
         allow_code: let the checkpoint's configuration call code outside this package.
+        tta: see :class:`Detector`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -209,6 +216,7 @@ def load(
         # Checkpoints of models without keypoints, and older ones, say nothing of them.
         keypoint_names=content.get("keypoint_names", ()),
         skeleton=content.get("skeleton", ()),
+        tta=tta,
     )
 
 

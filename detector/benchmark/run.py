@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from detector.benchmark.comparison import compare, comparison_table
+from detector.benchmark.evaluation_rows import measure_evaluation
 from detector.benchmark.index_rows import measure_index
 from detector.benchmark.kernels import measure_resources, resources_table, specialisations
 from detector.benchmark.machine import describe_run
@@ -35,8 +36,8 @@ def benchmark(cfg: DictConfig) -> dict[str, Any]:
         ValueError: ``what`` or ``device`` is unknown, there is no such device, or the kernels
             cannot be compiled.
     """
-    if cfg.what not in ("ops", "kernels", "data"):
-        raise ValueError(f"what={cfg.what}: ops, kernels or data can be measured")
+    if cfg.what not in ("ops", "kernels", "data", "evaluate"):
+        raise ValueError(f"what={cfg.what}: ops, kernels, data or evaluate can be measured")
     if cfg.repeats < 1:
         raise ValueError(f"repeats={cfg.repeats}: a median needs at least one")
     if cfg.threads is not None:
@@ -52,6 +53,8 @@ def benchmark(cfg: DictConfig) -> dict[str, Any]:
         report |= measure_ops(device, cfg.repeats, cfg.only, console)
     elif cfg.what == "data":
         report |= measure_index(cfg.repeats, console)
+    elif cfg.what == "evaluate":
+        report |= measure_evaluation(console)
     else:
         report |= measure_kernels(console)
     if cfg.json is not None:

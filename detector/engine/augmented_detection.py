@@ -96,6 +96,7 @@ class AugmentedDetector(nn.Module):
         self.scales = tuple(float(scale) for scale in scales)
         self.flip = flip
         self.nms_threshold = nms_threshold
+        self.train(model.training)
 
     def detect(self, images: Tensor, image_sizes: Tensor) -> Detections:
         """Detections of a batch, as many slots as the model's own; see :class:`FasterRCNN`."""

@@ -37,7 +37,8 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     """
     paths = find_images(str(cfg.input))  # a folder called 2024 is a number to Hydra
     runtime = assembly.build(cfg.runtime)
-    detector = load(str(cfg.checkpoint), runtime=runtime, allow_code=cfg.allow_code)
+    tta = assembly.plain(cfg.evaluation.tta)
+    detector = load(str(cfg.checkpoint), runtime=runtime, allow_code=cfg.allow_code, tta=tta)
     output = Path(cfg.output)
     output.mkdir(parents=True, exist_ok=True)
 
