@@ -94,8 +94,10 @@ def main(data_root: str, folder: Path, seed: int) -> None:
                 print(f"killed, {last} is of step {step}")
                 continue
             assert os.waitpid(child, 0)[1] == 0
-        if not same(end(run_dir), expected):
-            sys.exit(f"{run_dir} has another end")
+        found = end(run_dir)
+        other = [key for key in expected if not same(found.get(key), expected[key])]
+        if other:
+            sys.exit(f"{run_dir} has another end: {', '.join(other)}")
         print(f"{run_dir} finished with the same bits")
         if kills == KILLS:
             return

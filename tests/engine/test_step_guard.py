@@ -101,3 +101,22 @@ def test_unknown_policies_are_refused() -> None:
         check_on_nonfinite("ignore", 10)
     with pytest.raises(ValueError, match=r"max_skipped=0"):
         check_on_nonfinite("skip", 0)
+
+
+@pytest.mark.parametrize("algorithm", [torch.optim.SGD, torch.optim.AdamW])
+def test_fused_optimisers_look_at_the_flag_themselves(algorithm) -> None:
+    """As on a GPU, where the host does not know: a CPU's fused kernels read the same flag."""
+    results = []
+    for factors in ((1.0, float("nan"), 1.0), (1.0, 1.0)):
+        model, _, _ = make()
+        optimizer = algorithm(model.parameters(), 0.1, fused=True)
+        guard = StepGuard(model, optimizer, tolerated=1)
+        guard._fused = True
+        for factor in factors:
+            step(model, optimizer, guard, factor)
+        results.append((copied(model), optimizer.state_dict()["state"]))
+    (weights, state), (expected, expected_state) = results
+    assert equal(weights, expected)
+    for number, values in expected_state.items():
+        for name, value in values.items():
+            assert value is None or torch.equal(state[number][name], value), name
