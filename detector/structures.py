@@ -77,6 +77,8 @@ class Targets(TensorStruct):
         keypoints: ``(B, G, J, 3)`` float32 ``(x, y, visibility)``, or ``None``. Visibility is 0 for
             not labelled (x = y = 0), 1 for labelled but hidden, 2 for visible; empty gt slots are
             zeros.
+        seeds: ``(B,)`` int64 in ``0..2**32 - 1``: what each image's anchors and RoIs are drawn
+            with, whichever images it shares a batch with; ``None`` draws from torch's generator.
     """
 
     boxes: Tensor
@@ -84,6 +86,7 @@ class Targets(TensorStruct):
     valid: Tensor
     polygons: Polygons | None = None
     keypoints: Tensor | None = None
+    seeds: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,7 @@ class Collate:
             valid=torch.from_numpy(valid),
             polygons=_polygons(samples, num_slots) if self.with_masks else None,
             keypoints=_keypoints(samples, num_slots) if self.with_keypoints else None,
+            seeds=torch.tensor([sample.seed for sample in samples], dtype=torch.int64),
         )
 
 

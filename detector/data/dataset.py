@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from detector.data.problems import OnError
 from detector.data.proposals import ProposalFile
 from detector.data.rings import offsets_of
 from detector.data.sample import Sample, select_rings
+
+_TRAINING = 1  # beside the key of the augmentations: another stream of random numbers
 
 
 class DetectionDataset(torch.utils.data.Dataset):
@@ -110,7 +113,9 @@ class DetectionDataset(torch.utils.data.Dataset):
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         rng = np.random.Generator(np.random.PCG64([self.seed, epoch, index]))
-        return self.augmentation(self.read(index), rng)
+        sample = self.augmentation(self.read(index), rng)
+        seeds = np.random.SeedSequence([self.seed, epoch, index, _TRAINING])
+        return dataclasses.replace(sample, seed=int(seeds.generate_state(1)[0]))
 
     def read(self, index: int) -> Sample:
         """One image and its objects as they are on disk.

@@ -29,6 +29,7 @@ class Sample:
         proposal_scores: ``(p,)`` float32, or ``None``.
         keypoints: ``(n, J, 3)`` float32 ``(x, y, visibility)`` in pixels of ``image``, zeros where
             a keypoint is not labelled; ``None`` where the dataset has no keypoints.
+        seed: of what training draws for it, in ``0..2**32 - 1``.
     """
 
     image: np.ndarray
@@ -42,6 +43,7 @@ class Sample:
     proposals: np.ndarray | None = None
     proposal_scores: np.ndarray | None = None
     keypoints: np.ndarray | None = None
+    seed: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -22,7 +22,11 @@ def check_sampling(where: str, num_samples: int, positive_fraction: float) -> No
 
 
 def sample_labels(
-    labels: Tensor, num_samples: int, positive_fraction: float
+    labels: Tensor,
+    num_samples: int,
+    positive_fraction: float,
+    seeds: Tensor | None = None,
+    stream: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draws candidates without replacement into fixed slots, positives first.
 
@@ -33,11 +37,17 @@ def sample_labels(
         labels: ``(B, N)`` int64: 1 positive, 0 negative, -1 never drawn.
         num_samples: S, slots per image.
         positive_fraction: the largest share of positives.
+        seeds: ``(B,)`` int64: what is drawn for an image follows from its seed alone, not from the
+            images beside it; ``None`` draws from torch's generator.
+        stream: other draws from the same seeds have another number.
 
     Returns:
         ``(B, S)`` int64 index into N, ``(B, S)`` bool positive, ``(B, S)`` bool valid.
     """
-    keys = torch.rand(labels.shape, device=labels.device)
+    if seeds is None:
+        keys = torch.rand(labels.shape, device=labels.device)
+    else:
+        keys = hashed_keys(seeds, labels.shape[1], stream)
     max_positives = min(int(num_samples * positive_fraction), labels.shape[1])
     positive_keys, positives = _top(keys, labels == POSITIVE, max_positives)
     negative_keys, negatives = _top(keys, labels == NEGATIVE, min(num_samples, labels.shape[1]))
@@ -54,6 +64,31 @@ def sample_labels(
         negatives.gather(1, negative_slot.clamp(min=0, max=negatives.shape[1] - 1)),
     )
     return index * valid, is_positive, valid
+
+
+def hashed_keys(seeds: Tensor, count: int, stream: int = 0) -> Tensor:
+    """Uniform random numbers as a function of their seed and place, in parallel and on any device.
+
+    Counter-based like those of Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3 (2011),
+    here by two rounds of a 32-bit integer hash.
+
+    Args:
+        seeds: ``(B,)`` int64 in ``0..2**32 - 1``.
+        count: N, of each seed; fewer are the beginning of more.
+        stream: a small number; other streams have nothing in common.
+
+    Returns:
+        ``(B, N)`` float32 in ``[0, 1)``, multiples of ``2**-24`` as ``torch.rand`` gives them.
+    """
+    places = torch.arange(count, device=seeds.device) + (stream << 28)
+    return (_mix(_mix(places) ^ seeds[:, None]) >> 8).float() * 2.0**-24
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Shuffles the integers below ``2**32``; the products stay below ``2**63``."""
+    for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
+        x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
+    return x ^ (x >> 15)
 
 
 def _top(keys: Tensor, eligible: Tensor, count: int) -> tuple[Tensor, Tensor]:

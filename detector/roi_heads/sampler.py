@@ -66,7 +66,9 @@ class RoISampler(nn.Module):
             valid = torch.cat((valid, targets.valid), 1)
         matched, labels = self._match(boxes, targets)
         labels = labels.masked_fill(~valid, IGNORED)
-        index, foreground, valid = sample_labels(labels, self.num_samples, self.positive_fraction)
+        index, foreground, valid = sample_labels(
+            labels, self.num_samples, self.positive_fraction, targets.seeds, stream=1
+        )
         matched = matched.gather(1, index)
         classes = targets.labels.gather(1, matched).masked_fill(~foreground, self.num_classes)
         return SampledRoIs(

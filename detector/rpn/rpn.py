@@ -159,7 +159,9 @@ class RPN(nn.Module):
             targets: ground truth.
         """
         matched, labels = self._match(anchors, image_sizes, targets)
-        index, positive, valid = sample_labels(labels, self.num_samples, self.positive_fraction)
+        index, positive, valid = sample_labels(
+            labels, self.num_samples, self.positive_fraction, targets.seeds
+        )
         objectness = F.binary_cross_entropy_with_logits(
             logits.gather(1, index), positive.to(logits.dtype), reduction="none"
         )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from detector.ops.sampling import sample_labels
+from detector.ops.sampling import hashed_keys, sample_labels
 
 
 def labels_with(positives: int, negatives: int, ignored: int) -> torch.Tensor:
@@ -71,3 +71,37 @@ def test_no_positives_wanted():
     _, positive, valid = sample_labels(labels_with(5, 5, 0), 4, 0.0)
     assert not positive.any()
     assert valid.all()
+
+
+def test_with_seeds_an_image_draws_the_same_in_any_batch() -> None:
+    labels = torch.randint(-1, 2, (4, 300))
+    seeds = torch.tensor([5, 2**32 - 1, 0, 77])
+    whole = sample_labels(labels, 32, 0.25, seeds)
+    for image in range(4):
+        alone = sample_labels(labels[image, None], 32, 0.25, seeds[image, None])
+        for a, b in zip(whole, alone, strict=True):
+            assert torch.equal(a[image], b[0])
+    assert not torch.equal(whole[0], sample_labels(labels, 32, 0.25, seeds + 1)[0])
+    assert not torch.equal(whole[0], sample_labels(labels, 32, 0.25, seeds, stream=1)[0])
+    padded = torch.nn.functional.pad(labels, (0, 50), value=-1)
+    assert torch.equal(whole[0], sample_labels(padded, 32, 0.25, seeds)[0])
+
+
+def test_hashed_keys_are_uniform_and_those_of_the_formula() -> None:
+    def mix(x: int) -> int:
+        x = ((x ^ (x >> 16)) * 0x21F0AAAD) % 2**32
+        x = ((x ^ (x >> 15)) * 0x735A2D97) % 2**32
+        return x ^ (x >> 15)
+
+    keys = hashed_keys(torch.tensor([3, 2**32 - 2]), 20_000, stream=2)
+    for row, seed in enumerate((3, 2**32 - 2)):
+        for place in (0, 1, 19_999):
+            assert keys[row, place] == (mix(mix(place + 2 * 2**28) ^ seed) >> 8) / 2**24
+    # 40 000 draws in 100 cells: chi-squared with 99 degrees of freedom exceeds 149 once in 1000.
+    cells = torch.histc(keys, 100, 0, 1)
+    assert ((cells - 400) ** 2 / 400).sum() < 149
+    # Neighbours, in places and in seeds, are uncorrelated: 5 standard deviations.
+    seeds = hashed_keys(torch.arange(200), 200)
+    for a, b in ((seeds[1:], seeds[:-1]), (seeds[:, 1:], seeds[:, :-1])):
+        pairs = torch.stack((a.flatten(), b.flatten()))
+        assert abs(torch.corrcoef(pairs)[0, 1]) < 5 / pairs.shape[1] ** 0.5
