@@ -252,11 +252,12 @@ def _read_box(value: Any, width: int, height: int) -> Box:
     x, y, box_width, box_height = value
     if box_width < 0 or box_height < 0:
         raise DamagedRecord(f"bbox {value!r} has a negative size", _FIX_BOX)
-    if box_width == 0 or box_height == 0:
-        raise DamagedRecord(f"bbox {value!r} has no area", _FIX_BOX)
     x2, y2 = x + box_width, y + box_height
+    if box_width == 0 or box_height == 0:
+        raise DamagedRecord(f"bbox {value!r} has no area", _FIX_BOX, (x, y, x2, y2))
     if min(x, y) < -OUTSIDE_TOLERANCE or max(x2 - width, y2 - height) > OUTSIDE_TOLERANCE:
-        raise DamagedRecord(f"bbox {value!r} reaches outside the {width}x{height} image", _FIX_BOX)
+        what = f"bbox {value!r} reaches outside the {width}x{height} image"
+        raise DamagedRecord(what, _FIX_BOX, (x, y, x2, y2))
     clipped = max(x, 0.0), max(y, 0.0), min(x2, float(width)), min(y2, float(height))
     if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
         raise DamagedRecord(f"bbox {value!r} lies outside the {width}x{height} image", _FIX_BOX)

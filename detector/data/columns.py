@@ -112,9 +112,10 @@ def check_box(x1: float, y1: float, x2: float, y2: float, size: tuple[int, int],
     if not all(abs(end) < HUGE for end in (x1, y1, x2, y2)):
         raise DamagedRecord(f"{shown} is not finite", remedy)
     if x2 <= x1 or y2 <= y1:
-        raise DamagedRecord(f"{shown} has no area", remedy)
+        raise DamagedRecord(f"{shown} has no area", remedy, (x1, y1, x2, y2))
     if min(x1, y1) < -OUTSIDE_TOLERANCE or max(x2 - width, y2 - height) > OUTSIDE_TOLERANCE:
-        raise DamagedRecord(f"{shown} reaches outside the {width}x{height} image", remedy)
+        what = f"{shown} reaches outside the {width}x{height} image"
+        raise DamagedRecord(what, remedy, (x1, y1, x2, y2))
     box = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
     # In float32, as the index holds it.
     if not (np.float32(box[0]) < np.float32(box[2]) and np.float32(box[1]) < np.float32(box[3])):

@@ -132,6 +132,11 @@ class DetectionDataset(torch.utils.data.Dataset):
                 f"{path} is {image.shape[1]}x{image.shape[0]} but the annotations say "
                 f"{width}x{height}; it changed while in use, start again"
             )
+        return self.sample_of(index, image)
+
+    def sample_of(self, index: int, image: np.ndarray) -> Sample:
+        """The objects of an image with these pixels, ``(H, W, 3)`` uint8; reads no image file."""
+        annotations = self.index
         start, stop = annotations.annotation_offsets[index : index + 2]
         targets = start + np.flatnonzero(~annotations.crowd[start:stop])
         ring_offsets, vertex_offsets, vertices = select_rings(
@@ -146,7 +151,7 @@ class DetectionDataset(torch.utils.data.Dataset):
             vertex_offsets=vertex_offsets,
             vertices=vertices,
             image_id=int(annotations.image_ids[index]),
-            original_size=(height, width),
+            original_size=image.shape[:2],
             proposals=proposals,
             proposal_scores=scores,
             keypoints=annotations.keypoints[targets] if annotations.has_keypoints else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,19 +25,22 @@ class Problem:
         record: how the file calls it, such as ``"image 12 (a.jpg)"``.
         what: what is wrong with it.
         remedy: what to do about it.
+        box: where it is, if that is known: ``(x1, y1, x2, y2)`` in continuous pixels, maybe without
+            area or outside the image.
     """
 
     kind: str
     record: str
     what: str
     remedy: str
+    box: Sequence[float] | None = None
 
     def __str__(self) -> str:
         return f"{self.record}: {self.what}; {self.remedy}"
 
 
 class DamagedRecord(Exception):
-    """Raised with what is wrong with a record and its remedy, where a record is checked."""
+    """Raised with a :class:`Problem`'s ``what``, ``remedy`` and maybe ``box``, where it is found."""
 
 
 def describe_problems(file: Path, problems: list[Problem]) -> str:

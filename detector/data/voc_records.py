@@ -197,7 +197,8 @@ def _read_box(
         raise DamagedRecord(f"{shown} is not finite", _FIX_BOX)
     # By the convention equal ends would be one pixel; no object is, but a slip of the mouse is.
     if xmax <= xmin or ymax <= ymin:
-        raise DamagedRecord(f"{shown} has no area", _FIX_BOX)
+        box = xmin - 1, ymin - 1, xmax, ymax
+        raise DamagedRecord(f"{shown} has no area", _FIX_BOX, box)
     x1, y1 = xmin - 1, ymin - 1
     if min(x1, y1) < -_OUTSIDE_TOLERANCE or max(xmax - width, ymax - height) > _OUTSIDE_TOLERANCE:
         raise DamagedRecord(f"{shown} reaches outside the {width}x{height} image", _FIX_BOX)
