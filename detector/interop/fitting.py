@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from detector.engine.parts import build_without_memory
@@ -73,18 +75,24 @@ def _differences(
     return problems
 
 
+@functools.cache
+def _known_shapes() -> list[tuple[Recipe, dict[str, torch.Size]]]:
+    """Of each known model their names and shapes; it takes seconds."""
+    known = []
+    for module in FORMATS.values():
+        for recipe in module.known_recipes():
+            theirs = module.from_ours(expected_state(recipe), compose_config(recipe))
+            known.append((recipe, {name: value.shape for name, value in theirs.items()}))
+    return known
+
+
 def nearest(state: StateFile) -> str:
     """A sentence about the known model with most of the file's names and shapes."""
     best, most, size = None, 0, 0
-    for module in FORMATS.values():
-        for recipe in module.known_recipes():
-            expected = module.from_ours(expected_state(recipe), compose_config(recipe))
-            agreeing = sum(
-                name in expected and expected[name].shape == value.shape
-                for name, value in state.tensors.items()
-            )
-            if agreeing > most:
-                best, most, size = recipe, agreeing, len(expected)
+    for recipe, shapes in _known_shapes():
+        agreeing = sum(shapes.get(name) == value.shape for name, value in state.tensors.items())
+        if agreeing > most:
+            best, most, size = recipe, agreeing, len(shapes)
     count = len(state.tensors)
     if best is None:
         first = ", ".join(list(state.tensors)[:3]) or "nothing"
