@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.table import Table
 
 from detector.engine.atomic_file import write_json
@@ -26,13 +27,20 @@ def row_name(overrides: Sequence[str], arguments: Sequence[str]) -> str:
     """What makes a row: ``"roi_op=roi_pool"``.
 
     Args:
-        overrides: of this one training.
-        arguments: the command line; what stands in it as it is, all rows have in common.
+        overrides: of this one training, as Hydra hands them on: ``true`` has become ``True``.
+        arguments: the command line; what it gives one value all rows have in common.
     """
-    own = [word.lstrip("+") for word in overrides if word not in arguments]
-    pairs = (word.partition("=") for word in own)
+    words = [word for word in arguments if "=" in word and not word.startswith("-")]
+    given = OverridesParser.create().parse_overrides(words)
+    common = {_key(word.input_line) for word in given if not word.is_sweep_override()}
+    own = [word for word in overrides if _key(word) not in common]
+    pairs = (word.lstrip("+").partition("=") for word in own)
     short = (f"{key.partition('@')[0].rpartition('/')[2]}={value}" for key, _, value in pairs)
     return re.sub(r"[^A-Za-z0-9_=.,+-]+", "-", ",".join(short)) or "row"
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+").partition("=")[0]
 
 
 def row_directory(folder: Path, row: str, run_dir: str | None, resume: str | None) -> Path:

@@ -31,6 +31,12 @@ from tests.engine.conftest import TINY, TINY_MASKS, TINY_SHAPES
         ),
         (["data.root=/a b/c"], [], "data.root=-a-b-c"),
         (["seed=1"], ["-m", "seed=1"], "row"),
+        # It writes values in its own way.
+        (
+            ["roi_op=roi_pool", "evaluation.loss=True", "augment.val=[]", "++x=1.0"],
+            ["-m", "roi_op=glob(roi_*)", "evaluation.loss=true", "augment.val=[ ]", "++x=1."],
+            "roi_op=roi_pool",
+        ),
     ],
 )
 def test_rows_are_called_by_what_is_their_own(overrides, arguments, expected):
