@@ -56,7 +56,9 @@ def measure_evaluation(
             side: _in_its_own_process(_measure_side, side, kind, *sizes) for side in (OURS, THEIRS)
         }
         for side, sample in found.items():
-            rows.append({"kind": kind, "side": side} | {k: v for k, v in sample.items() if k != "numbers"})  # fmt: skip
+            rows.append(
+                {"kind": kind, "side": side} | {k: v for k, v in sample.items() if k != "numbers"}
+            )
         differences = [
             float(np.abs(mine - other).max())
             for mine, other in zip(found[OURS]["numbers"], found[THEIRS]["numbers"], strict=True)
@@ -101,7 +103,9 @@ def make_detections(num_images: int, num_detections: int) -> tuple[dict[str, Any
         boxes = _boxes(rng, 1 + int(rng.poisson(6.3)))
         labels = rng.zipf(1.5, len(boxes)) % NUM_CLASSES
         for box, label in zip(boxes, labels.tolist(), strict=True):
-            truth["annotations"].append(_annotation(rng, len(truth["annotations"]), image_id, box, label))  # fmt: skip
+            truth["annotations"].append(
+                _annotation(rng, len(truth["annotations"]), image_id, box, label)
+            )
         near = rng.integers(0, len(boxes), num_detections)
         is_near = rng.random(num_detections) < 0.4
         sides = (boxes[near, 2:] - boxes[near, :2])[:, [0, 1, 0, 1]]
@@ -112,9 +116,16 @@ def make_detections(num_images: int, num_detections: int) -> tuple[dict[str, Any
         found_labels = np.where(is_near, labels[near], rng.zipf(1.5, num_detections) % NUM_CLASSES)
         scores = (rng.random(num_detections) * np.where(is_near, 1.0, 0.5)).astype(np.float32)
         result = Result(
-            found, found_labels, scores, [""] * NUM_CLASSES, HEIGHT, WIDTH,
-            _masks(rng, num_detections), category_ids=range(1, NUM_CLASSES + 1), image_id=image_id,
-        )  # fmt: skip
+            found,
+            found_labels,
+            scores,
+            [""] * NUM_CLASSES,
+            HEIGHT,
+            WIDTH,
+            _masks(rng, num_detections),
+            category_ids=range(1, NUM_CLASSES + 1),
+            image_id=image_id,
+        )
         per_image.append(pack_records(result.to_coco(), found_labels, (HEIGHT, WIDTH)))
     image_ids = np.arange(1, num_images + 1)
     return truth, join_images(image_ids, np.arange(1, NUM_CLASSES + 1), per_image)
@@ -135,10 +146,14 @@ def _annotation(
     x, y = box[:2].round(2).tolist()
     width, height = (box[2:] - box[:2]).round(2).tolist()
     return {
-        "id": number + 1, "image_id": image_id, "category_id": label + 1,
-        "iscrowd": int(rng.random() < 0.012), "bbox": [x, y, width, height],
-        "area": width * height * 0.7, "segmentation": [ring.round(2).ravel().tolist()],
-    }  # fmt: skip
+        "id": number + 1,
+        "image_id": image_id,
+        "category_id": label + 1,
+        "iscrowd": int(rng.random() < 0.012),
+        "bbox": [x, y, width, height],
+        "area": width * height * 0.7,
+        "segmentation": [ring.round(2).ravel().tolist()],
+    }
 
 
 def _masks(rng: np.random.Generator, count: int) -> np.ndarray:

@@ -195,7 +195,7 @@ def check_validation_loss(model: nn.Module, val_set: DetectionDataset) -> None:
 def choose_metric(
     evaluation: DictConfig, dataset: DetectionDataset, model: nn.Module | None = None
 ) -> str:
-    """``"coco"``, ``"lvis"`` or ``"voc"``: ``evaluation.metric``, by default what goes with the data.
+    """``"coco"``, ``"lvis"`` or ``"voc"``: ``evaluation.metric``, else what goes with the data.
 
     Proposals, of a model without classes, are measured by average recall, which is COCO's.
 

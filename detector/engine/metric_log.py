@@ -11,6 +11,8 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from detector.engine.atomic_file import atomic_write
+from detector.evaluation.analysis import ErrorAnalysis
+from detector.evaluation.curves import ClassCurve
 
 
 class MetricLog:
@@ -46,6 +48,23 @@ class MetricLog:
         for class_name, numbers in metrics.get("per_class", {}).items():
             for name, value in numbers.items():
                 self._draw_point(f"per_class_{name}/{class_name}", value, step)
+
+    def curves(self, step: int, errors: dict[str, ErrorAnalysis]) -> None:
+        """Precision-recall curves of all classes' detections together, and of each class."""
+        for kind, analysis in errors.items():
+            named = zip(analysis.class_names, analysis.curves, strict=True)
+            for name, curve in (("all classes", analysis.overall), *named):
+                if curve.num_objects:
+                    self._draw_curve(f"{kind}_precision_recall/{name}", curve, step)
+
+    def _draw_curve(self, name: str, curve: ClassCurve, step: int) -> None:
+        precision, recall = np.array(curve.precision), np.array(curve.recall)
+        right = np.rint(recall * curve.num_objects)
+        wrong = np.where(right > 0, np.rint(right / np.maximum(precision, 1e-9)) - right, 0)
+        missed = curve.num_objects - right
+        self._events.add_pr_curve_raw(
+            name, right, wrong, np.zeros(len(right)), missed, precision, recall, step, len(right)
+        )
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """An ``(H, W, 3)`` uint8 RGB picture, grouped with the others; a large one is shrunk."""

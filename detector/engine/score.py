@@ -41,12 +41,13 @@ def score_detections(cfg: DictConfig) -> dict[str, Any]:
             "annotations=FILE.json, in COCO's or LVIS's format"
         )
     if cfg.evaluation.tta is not None:
-        raise ValueError("evaluation.tta looks at images anew: it needs checkpoint=, no detections=")
-    output = Path(str(cfg.output)) if cfg.output is not None else Path(str(cfg.detections)).parent
-    if output == Path(str(cfg.detections)).parent and cfg.output is None:
-        output = output / "evaluation"
+        raise ValueError(
+            "evaluation.tta looks at images anew: it needs checkpoint=, no detections="
+        )
+    file = Path(str(cfg.detections))
+    output = Path(str(cfg.output)) if cfg.output is not None else file.parent / "evaluation"
     index = read_ground_truth(Path(str(cfg.annotations)))
-    results = read_results(Path(str(cfg.detections)), index)
+    results = read_results(file, index)
     evaluator = choose_evaluator(cfg.evaluation, index, results)
     evaluator.merge(results.found)
     found = evaluator.summarize()
@@ -55,7 +56,7 @@ def score_detections(cfg: DictConfig) -> dict[str, Any]:
 
     console = open_console()
     console.print(
-        f"{cfg.detections}: {len(found.results)} detections in {len(index)} images, "
+        f"{file}: {len(found.results)} detections in {len(index)} images, "
         f"{index.num_annotations} objects of {index.source_file}",
         soft_wrap=True,
     )
@@ -98,7 +99,9 @@ def choose_evaluator(
         return LVISEvaluator(index, kinds, backend, threshold)
     if metric != "coco":
         raise ValueError(f"evaluation.metric={metric}; it must be coco, lvis, voc or null")
-    kinds = results.kinds + (["boundary"] if evaluation.boundary and "mask" in results.kinds else [])
+    kinds = results.kinds + (
+        ["boundary"] if evaluation.boundary and "mask" in results.kinds else []
+    )
     limits = plain(evaluation.max_detections) or (1, 10, 100)
     return CocoEvaluator(index, kinds, limits, backend, threshold)
 

@@ -71,7 +71,8 @@ class ErrorAnalysis:
         kind: ``"box"`` or ``"mask"``.
         class_names: K names.
         score_threshold: of the confusion matrix and of ``images``.
-        gains: by error kind and oracle, what AP50 would gain, see :mod:`detector.evaluation.errors`.
+        gains: by error kind and oracle, what AP50 would gain, see
+            :mod:`detector.evaluation.errors`.
         counts: by error kind, how many.
         counts_per_class: K of the same; errors count for the detection's class.
         overall: of all classes' detections together.
@@ -120,9 +121,7 @@ def analyse(
         name: np.bincount(matches.labels[kinds == number], minlength=num_classes).tolist()
         for number, name in enumerate(KINDS[:-1])
     }
-    per_class["missed"] = np.bincount(
-        matches.object_labels[missed], minlength=num_classes
-    ).tolist()
+    per_class["missed"] = np.bincount(matches.object_labels[missed], minlength=num_classes).tolist()
     overall, curves = all_curves(matches, num_classes)
     return ErrorAnalysis(
         kind=kind,

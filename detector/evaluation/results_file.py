@@ -254,8 +254,8 @@ def _notes(found: dict[int, ImageDetections]) -> list[str]:
         total += len(each)
     if beyond > 0.2 * total:
         notes.append(
-            f"{beyond} of {total} boxes reach beyond their image: are they (x1, y1, x2, y2)? COCO's "
-            "are (x, y, width, height)."
+            f"{beyond} of {total} boxes reach beyond their image: are they (x1, y1, x2, y2)? "
+            "COCO's are (x, y, width, height)."
         )
     return notes
 

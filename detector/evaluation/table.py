@@ -36,7 +36,7 @@ def voc_table(evaluation: Evaluation) -> Table:
 
 
 def summary_table(evaluation: Evaluation) -> Table:
-    """COCO's twelve numbers of boxes and masks, or LVIS's thirteen; an undefined number is shown as a dash."""
+    """COCO's twelve numbers of boxes and masks or LVIS's thirteen; an undefined one is a dash."""
     kinds = [kind for kind in ("box", "mask", "boundary") if kind in evaluation.metrics]
     keys = list(evaluation.metrics[kinds[0]]) if kinds else []
     title = f"{'LVIS' if 'APr' in keys else 'COCO'} evaluation"
@@ -96,7 +96,13 @@ def error_table(evaluation: Evaluation) -> Table:
 def per_class_table(evaluation: Evaluation, classes_per_column: int = 20) -> Table:
     """The AP of each class (VOC's at IoU .50), in up to three columns side by side."""
     per_class = list(evaluation.metrics["per_class"].items())
-    keys = {"box": "box_AP", "mask": "mask_AP", "boundary": "boundary_AP", "keypoint": "keypoint_AP", "voc": "voc_AP50"}
+    keys = {
+        "box": "box_AP",
+        "mask": "mask_AP",
+        "boundary": "boundary_AP",
+        "keypoint": "keypoint_AP",
+        "voc": "voc_AP50",
+    }
     kinds = [kind for kind in keys if kind in evaluation.metrics]
     num_columns = min(3, max(1, -(-len(per_class) // classes_per_column)))
     num_rows = -(-len(per_class) // num_columns)

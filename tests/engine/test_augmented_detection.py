@@ -45,7 +45,9 @@ class SeesColours(nn.Module):
                     labels[b, k], valid[b, k] = k, True
         masks = torch.zeros(*shape, SIDE, SIDE)
         detections = Detections(boxes, scores, labels, valid, masks)
-        found = self.extract_features(images, image_sizes, [o[v] for o, v in zip(boxes, valid, strict=True)], labels[valid])  # fmt: skip
+        found = self.extract_features(
+            images, image_sizes, [o[v] for o, v in zip(boxes, valid, strict=True)], labels[valid]
+        )
         masks[valid] = found.mask_logits.sigmoid()
         return detections
 

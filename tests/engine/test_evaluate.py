@@ -86,3 +86,18 @@ def test_a_dataset_of_other_classes_is_refused(
     overrides = f"data.val.annotations={tmp_path / 'val.json'}"
     with pytest.raises(ValueError, match=r"last\.pt was trained on 5 classes.*val\.json has 6"):
         evaluate(compose_tool("evaluate", f"checkpoint={trained}", overrides))
+
+
+def test_several_looks_at_each_image(compose_tool, trained: Path, tmp_path: Path) -> None:
+    def run(*more: str) -> list[dict]:
+        given = (f"checkpoint={trained}", f"output={tmp_path}", "evaluation.errors=false")
+        evaluate(compose_tool("evaluate", *given, *more))
+        return json.loads((tmp_path / "detections.json").read_text())
+
+    plain = run()
+    assert run("evaluation.tta={scales: [1.0]}") == plain
+    found = run("evaluation.tta={scales: [0.8, 1.0], flip: true}")
+    assert found != plain
+    assert all(record.keys() == plain[0].keys() for record in found) and len(found) > 4
+    with pytest.raises(ValueError, match=r"evaluation\.tta\.scales"):
+        run("evaluation.tta={scales: [-1]}")

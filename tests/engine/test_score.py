@@ -19,8 +19,7 @@ def files(tmp_path_factory):
     (folder / "found.json").write_text(json.dumps(records))
     lvis = truth | {
         "images": [
-            i | {"neg_category_ids": [], "not_exhaustive_category_ids": []}
-            for i in truth["images"]
+            i | {"neg_category_ids": [], "not_exhaustive_category_ids": []} for i in truth["images"]
         ],
         "annotations": [a | {"iscrowd": 0} for a in truth["annotations"]],
     }

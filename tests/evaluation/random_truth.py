@@ -15,9 +15,7 @@ def random_case(seed, num_images=10, num_classes=6, crowded_image=130):
     The last class has no object and the one before no detection; an image has neither.
     """
     rng = np.random.default_rng(seed)
-    images = [
-        {"id": 3 * i + 1, "height": HEIGHT, "width": WIDTH} for i in range(num_images)
-    ]
+    images = [{"id": 3 * i + 1, "height": HEIGHT, "width": WIDTH} for i in range(num_images)]
     category_ids = [2 * k + 1 for k in range(num_classes)]
     annotations, per_image = [], []
     for i, image in enumerate(images):
@@ -51,7 +49,9 @@ def random_case(seed, num_images=10, num_classes=6, crowded_image=130):
             elif not is_near or rng.random() < 0.1:
                 label = int(rng.integers(num_classes))
             labels.append(num_classes - 1 if label == num_classes - 2 else label)
-            keypoints = np.reshape(truth["keypoints"] if is_near else _keypoints(rng, box)["keypoints"], (-1, 3))  # fmt: skip
+            keypoints = np.reshape(
+                truth["keypoints"] if is_near else _keypoints(rng, box)["keypoints"], (-1, 3)
+            )
             keypoints[:, :2] += rng.normal(0, 0.04, (NUM_KEYPOINTS, 2)) * box[2:]
             found.append(
                 {

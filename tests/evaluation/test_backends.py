@@ -42,9 +42,13 @@ def test_pycocotools_is_called_as_its_own_demonstration_does():
     """Without our way of handing it classes in parts: the file's records, all at once."""
     truth, table = CASES[1]
     records = [
-        {key: value for key, value in record.items() if key in ("image_id", "category_id", "bbox", "score")}
+        {
+            key: value
+            for key, value in record.items()
+            if key in ("image_id", "category_id", "bbox", "score")
+        }
         for record in table
-    ]  # fmt: skip
+    ]
     with quiet():
         coco = as_coco(**truth)
         evaluation = COCOeval(coco, coco.loadRes(records), "bbox")
@@ -81,7 +85,7 @@ def inner_boundary(mask, distance):
 
 def test_boundary_ap_is_by_the_smaller_of_both_ious():
     """Cheng et al., Boundary IoU, 2021, sections 4 and 5.1: dilation .02 of the diagonal."""
-    truth, table = random_case(4, num_images=3, num_classes=4, crowded_image=25)
+    truth, table = random_case(9, num_images=4, num_classes=4, crowded_image=25)
     truth["annotations"] = [a for a in truth["annotations"] if not a["iscrowd"]]
     table = table.select(np.array([coco_mask.area(r["segmentation"]) > 0 for r in table]))
     distance = round(0.02 * np.hypot(120, 160))
@@ -89,13 +93,16 @@ def test_boundary_ap_is_by_the_smaller_of_both_ious():
     precision, recall = accumulate("faster_coco_eval", "boundary", truth, table, limits)
 
     class Reference(COCOeval):
-        def computeIoU(self, image_id, category_id):  # noqa: N802
+        def computeIoU(self, image_id, category_id):
             found = self._dts[image_id, category_id]
             found = sorted(found, key=lambda d: -d["score"])[: limits[-1]]
             gts = self._gts[image_id, category_id]
             ious = np.zeros((len(found), len(gts)))
             for i, j in np.ndindex(ious.shape):
-                masks = [coco_mask.decode(side["segmentation"]).astype(bool) for side in (found[i], gts[j])]  # fmt: skip
+                masks = [
+                    coco_mask.decode(side["segmentation"]).astype(bool)
+                    for side in (found[i], gts[j])
+                ]
                 pairs = masks, [inner_boundary(mask, distance) for mask in masks]
                 both = [(a & b).sum() / max((a | b).sum(), 1) for a, b in pairs]
                 ious[i, j] = min(both)
@@ -110,7 +117,7 @@ def test_boundary_ap_is_by_the_smaller_of_both_ious():
     np.testing.assert_allclose(precision, reference.eval["precision"], rtol=0, atol=1e-12)
     np.testing.assert_allclose(recall, reference.eval["recall"], rtol=0, atol=1e-12)
     plain, _ = accumulate("faster_coco_eval", "mask", truth, table, limits)
-    assert 0.01 < precision[precision > -1].mean() < 0.9 * plain[plain > -1].mean()
+    assert 0.05 < precision[precision > -1].mean() < 0.8 * plain[plain > -1].mean()
 
 
 @pytest.mark.parametrize("name, remedy", [("coco", "pycocotools"), (None, "faster_coco_eval")])

@@ -212,7 +212,7 @@ def test_a_curve_worked_out():
         f1 = 2 * precision * recall / (precision + recall)
         assert curve.F1[number] == pytest.approx(f1), confidence
     # Precision 1 to a recall of .25, then 2 of 3 to .5, and nothing beyond.
-    assert curve.AP50 == pytest.approx((26 + 25 * 2 / 3) / 101)
+    assert pytest.approx((26 + 25 * 2 / 3) / 101) == curve.AP50
 
 
 def test_classes_without_objects_or_detections():

@@ -17,14 +17,22 @@ from tests.evaluation.random_truth import random_case
 def write_lvis(folder, truth, negatives, partial, frequencies):
     """The index of a file with ``negatives`` and ``partial`` category ids of each image."""
     images = [
-        image | {"file_name": f"{image['id']}.png", "neg_category_ids": absent, "not_exhaustive_category_ids": rest}
+        image
+        | {
+            "file_name": f"{image['id']}.png",
+            "neg_category_ids": absent,
+            "not_exhaustive_category_ids": rest,
+        }
         for image, absent, rest in zip(truth["images"], negatives, partial, strict=True)
-    ]  # fmt: skip
+    ]
     categories = [
         category | {"frequency": frequency}
         for category, frequency in zip(truth["categories"], frequencies, strict=True)
     ]
-    annotations = [{k: v for k, v in a.items() if k not in ("iscrowd", "keypoints", "num_keypoints")} for a in truth["annotations"]]  # fmt: skip
+    annotations = [
+        {k: v for k, v in a.items() if k not in ("iscrowd", "keypoints", "num_keypoints")}
+        for a in truth["annotations"]
+    ]
     file = folder / "lvis.json"
     content = {"images": images, "categories": categories, "annotations": annotations}
     file.write_text(json.dumps(content))
@@ -60,7 +68,7 @@ class Rules(COCOeval):
         self.partial = {(i["id"], k) for i in images for k in i["not_exhaustive_category_ids"]}
         self.params.maxDets = [300]
 
-    def evaluateImg(self, image_id, category_id, area, limit):  # noqa: N802
+    def evaluateImg(self, image_id, category_id, area, limit):
         found = super().evaluateImg(image_id, category_id, area, limit)
         if found is not None and (image_id, category_id) in self.partial:
             found["dtIgnore"] = np.logical_or(found["dtIgnore"], found["dtMatches"] == 0)
@@ -124,9 +132,17 @@ def one_image(folder, detections, negatives, partial):
     truth = {
         "images": [{"id": 1, "height": 120, "width": 160}],
         "categories": [{"id": k, "name": str(k)} for k in (1, 2)],
-        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20], "area": 400,
-                         "segmentation": [[10, 10, 30, 10, 30, 30, 10, 30]]}],
-    }  # fmt: skip
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 1,
+                "category_id": 1,
+                "bbox": [10, 10, 20, 20],
+                "area": 400,
+                "segmentation": [[10, 10, 30, 10, 30, 30, 10, 30]],
+            }
+        ],
+    }
     index = write_lvis(folder, truth, [negatives], [partial], "rf")
     records = [{"bbox": box, "score": score} for _, box, score in detections]
     packed = pack_records(records, [k - 1 for k, _, _ in detections], (120, 160))
@@ -153,9 +169,11 @@ def test_300_detections_of_an_image_count_over_all_classes(tmp_path):
 
 def test_of_equal_scores_the_first_are_the_best():
     packed = [
-        pack_records([{"bbox": [0, 0, 1, 1], "score": s} for s in scores], [0] * len(scores), (9, 9))
+        pack_records(
+            [{"bbox": [0, 0, 1, 1], "score": s} for s in scores], [0] * len(scores), (9, 9)
+        )
         for scores in ([0.5, 0.9, 0.5, 0.5], [0.1])
-    ]  # fmt: skip
+    ]
     table = join_images([1, 2], [1], packed)
     assert best_of_images(table, 2).tolist() == [True, True, False, False, True]
 

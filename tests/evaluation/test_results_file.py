@@ -36,7 +36,12 @@ def read(index, tmp_path):
 def test_boxes_and_masks_of_every_encoding_are_the_same(read, index):
     tables = []
     for segmentation in (TEXT, LENGTHS, [RING]):
-        found = read([RECORD | {"segmentation": segmentation}, RECORD | {"segmentation": segmentation, "image_id": 1}])  # fmt: skip
+        found = read(
+            [
+                RECORD | {"segmentation": segmentation},
+                RECORD | {"segmentation": segmentation, "image_id": 1},
+            ]
+        )
         assert found.kinds == ["box", "mask"]
         evaluator = CocoEvaluator(index)
         evaluator.merge(found.found)

@@ -5,8 +5,10 @@ import io
 import pytest
 from rich.console import Console
 
+from detector.evaluation.analysis import analyse
 from detector.evaluation.coco import Evaluation
 from detector.evaluation.table import evaluation_table
+from tests.evaluation.random_truth import random_case
 
 KEYS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR200", "ARs", "ARm", "ARl"]
 
@@ -55,3 +57,26 @@ def test_boxes_alone_have_no_mask_column(evaluation):
     text = "\n".join(rendered(boxes))
     assert "mask" not in text
     assert "[dog]" in text, "a name in brackets is a name, not markup"
+
+
+def test_lvis_boundaries_and_errors_have_their_places():
+    keys = [*KEYS[:6], "APr", "APc", "APf", "AR300", *KEYS[9:]]
+    numbers = {key: 0.01 * i for i, key in enumerate(keys)}
+    truth, table = random_case(3)
+    errors = {kind: analyse(kind, truth, table) for kind in ("box", "mask")}
+    per_class = {"cat": {"box_AP": 0.25, "boundary_AP": 0.5}}
+    metrics = {"box": numbers, "boundary": numbers, "per_class": per_class}
+    lines = rendered(Evaluation(metrics, table, errors=errors))
+    assert "LVIS evaluation" in lines[0]
+    rows = {cells(line)[0]: cells(line)[1:] for line in lines if "│" in line}
+    assert rows["APr"] == [".50:.95", "all", "300", "0.060", "0.060"]
+    assert rows["AR300"] == [".50:.95", "all", "300", "0.090", "0.090"]
+    assert rows["cat"] == ["0.250", "0.500"]
+    box, mask = errors["box"], errors["mask"]
+    assert rows["duplicate"] == [
+        f"+{box.gains['duplicate']:.3f}",
+        str(box.counts["duplicate"]),
+        f"+{mask.gains['duplicate']:.3f}",
+        str(mask.counts["duplicate"]),
+    ]
+    assert rows["false positive"][1] == "" and box.gains["false_positive"] > 0.1
