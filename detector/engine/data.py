@@ -1,5 +1,6 @@
-"""Works on datasets: converts them between formats, divides them into train and val.
+"""Works on datasets: examines them, converts them between formats, divides them.
 
+python tools/data.py action=check experiment=NAME data.root=DIR output=DIR
 python tools/data.py action=convert data=coco data.root=DIR to=yolo output=DIR
 python tools/data.py action=split data=labelme data.root=DIR split=train to=coco output=DIR
 """
@@ -17,6 +18,7 @@ from detector.data.splitting import split_images
 from detector.data.writers.formats import FORMATS, Format
 from detector.data.writers.image_files import WAYS, place_images, placed_names
 from detector.engine import assembly
+from detector.engine.check import check
 from detector.engine.progress import open_console
 
 SPLITS = ("train", "val")
@@ -32,7 +34,7 @@ def data(cfg: DictConfig) -> None:
         ValueError, FileNotFoundError: a setting or a dataset that cannot be used.
     """
     if cfg.action not in ACTIONS:
-        raise ValueError(f"action={cfg.action} is not known: write {' or '.join(ACTIONS)}")
+        raise ValueError(f"action={cfg.action} is not known: write {', '.join(ACTIONS)}")
     ACTIONS[cfg.action](cfg, open_console())
 
 
@@ -54,7 +56,11 @@ def split(cfg: DictConfig, console: Console) -> None:
     _write(cfg, {"train": index.keep_images(~is_val), "val": index.keep_images(is_val)}, console)
 
 
-ACTIONS: dict[str, Callable[[DictConfig, Console], None]] = {"convert": convert, "split": split}
+ACTIONS: dict[str, Callable[[DictConfig, Console], None]] = {
+    "check": check,
+    "convert": convert,
+    "split": split,
+}
 
 
 def _read(cfg: DictConfig, split: str, console: Console) -> AnnotationIndex:

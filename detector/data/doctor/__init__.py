@@ -1,0 +1,1 @@
+"""Examines datasets for what spoils a training or an evaluation without stopping it."""
