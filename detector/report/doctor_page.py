@@ -28,7 +28,6 @@ PICTURES_SHOWN = 6
 CLASSES_SHOWN = 40
 OBJECTS_DRAWN = 60  # of an image that is shown as a whole
 IDLE_SHOWN = 12
-WORDS = {"error": "errors", "warning": "warnings", "note": "notes"}
 
 
 def doctor_page(diagnosis: Diagnosis, title: str = "Dataset check") -> str:
@@ -51,9 +50,9 @@ def doctor_page(diagnosis: Diagnosis, title: str = "Dataset check") -> str:
 
 def _tiles(diagnosis: Diagnosis) -> Html:
     counts = [
-        (sum(finding.level == level for finding in diagnosis.findings), WORDS[level])
-        for level in LEVELS
+        (sum(finding.level == level for finding in diagnosis.findings), level) for level in LEVELS
     ]
+    counts = [(count, level if count == 1 else f"{level}s") for count, level in counts]
     for split, each in diagnosis.statistics.items():
         counts.append((each.num_images, f"images in {split}"))
         counts.append((each.num_objects, f"objects in {split}"))
@@ -155,15 +154,16 @@ def _classes(splits: dict[str, SplitStatistics]) -> Html:
     note = (
         tag("p", f"the {len(shown) // 2} most and least frequent; {left} between") if left else None
     )
+    head = [f"{what}, {split}" for split in splits for what in ("objects", "images")]
     return section(
         "Classes",
         legend([f"{split}, share of objects" for split in splits]),
         bar_rows(rows, most),
-        note,
+        note if left else None,
         details(
             "as a table",
             table(
-                ["class", *(f"{what}, {split}" for split in splits for what in ("objects", "images"))],
+                ["class", *head],
                 [
                     [name, *(n for each in splits.values()
                              for n in (each.objects.get(name, 0), each.images.get(name, 0)))]

@@ -57,7 +57,7 @@ def picture_or_absent(picture: np.ndarray | None, alt: str) -> Html:
 
 
 def spotlight(picture: np.ndarray, boxes: np.ndarray, zoom: float) -> np.ndarray:
-    """Darkens what lies outside boxes and frames them.
+    """Darkens what lies farther from boxes than a name, and frames what is left.
 
     Args:
         picture: ``(H, W, 3)`` uint8.
@@ -70,10 +70,11 @@ def spotlight(picture: np.ndarray, boxes: np.ndarray, zoom: float) -> np.ndarray
     height, width = picture.shape[:2]
     line = max(2, round(max(height, width) / 300))
     light = np.zeros((height, width), bool)
-    # Flat boxes need room around them to be seen at all.
     places = []
     for x1, y1, x2, y2 in (boxes * zoom).round().astype(int).tolist():
-        x1, y1, x2, y2 = x1 - 2 * line, y1 - 2 * line, x2 + 2 * line, y2 + 2 * line
+        # Room for names around the box, and to see a box without area at all.
+        room = max(5 * line, max(height, width) // 25)
+        x1, y1, x2, y2 = x1 - room, y1 - room, x2 + room, y2 + room
         places.append((max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)))
         light[places[-1][1] : places[-1][3], places[-1][0] : places[-1][2]] = True
     result = np.where(light[..., None], picture, (picture * DIMMED).astype(np.uint8))

@@ -72,7 +72,7 @@ svg .bar { fill: var(--accent); } svg .bar.b { fill: var(--other); }
 .track + .track { margin-top: 2px; }
 .track i { display: block; height: 100%; background: var(--accent); border-radius: 4px; }
 .track i.b { background: var(--other); }
-.finding { background: var(--card); border: 1px solid var(--line); border-left: 4px solid var(--soft);
+.finding { background: var(--card); border: 1px solid var(--line); border-left-width: 4px;
   border-radius: 8px; padding: 12px 18px 14px; margin: 14px 0; }
 .finding.error { border-left-color: var(--bad); }
 .finding.warning { border-left-color: var(--warn); }

@@ -59,8 +59,8 @@ def check_repeated_images(
             "duplicate_image",
             "warning",
             "Images that are there twice",
-            "They count twice in every epoch and in validation; where their annotations differ, one "
-            "contradicts the other.",
+            "They count twice in every epoch and in validation; where their annotations differ, "
+            "one contradicts the other.",
             "Keep one of each, with the better annotations.",
             copies,
         ),

@@ -50,8 +50,8 @@ def check_objects(split: str, index: AnnotationIndex) -> list[Finding]:
             "mask_off_box",
             "warning",
             "Masks that are not where their boxes are",
-            f"A side of the box lies more than {LOOSE_SHARE:.0%} of its length from the mask: boxes "
-            "and masks teach different things.",
+            f"A side of the box lies more than {LOOSE_SHARE:.0%} of its length from the mask: "
+            "boxes and masks teach different things.",
             "Draw the box around the mask, or correct the mask.",
             _masks_off_boxes(split, index),
         ),
@@ -73,7 +73,7 @@ def check_objects(split: str, index: AnnotationIndex) -> list[Finding]:
 
 
 def _same_places(index: AnnotationIndex) -> list[tuple[int, int, float]]:
-    """Pairs of annotations of an image whose boxes, and masks, are nearly the same, with the IoU."""
+    """Pairs of annotations whose boxes, and masks, are nearly the same, with the boxes' IoU."""
     pairs = []
     offsets = index.annotation_offsets
     for image in np.flatnonzero(np.diff(offsets) > 1):
@@ -132,7 +132,7 @@ def _pair(split: str, index: AnnotationIndex, first: int, second: int, iou: floa
         remedy = f"remove {called[0]} or {called[1]}"
     return Record(
         f"{split}: {name_image(index, image)}",
-        f'{called[0]}, "{names[0]}", and {called[1]}, "{names[1]}", are on one place (IoU {iou:.2f})',
+        f'{called[0]}, "{names[0]}", and {called[1]}, "{names[1]}", have one place (IoU {iou:.2f})',
         remedy,
         (Spot(split, image, (first, second)),),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +85,7 @@ def bin_labels(edges: tuple[float, ...], whole: bool = False) -> list[str]:
     if whole:
         texts = [
             f"{low}" if high == low + 1 else f"{low}-{high - 1}"
-            for low, high in zip(edges[:-1], edges[1:], strict=True)
+            for low, high in itertools.pairwise(edges)
         ]
         first = f"0-{edges[0] - 1}" if edges[0] > 1 else "0"
         return [first, *texts, f"{edges[-1]}+"]
