@@ -83,7 +83,10 @@ def sweep_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
         for key in SHOWN
         if any(key in metrics.get(kind, ()) for metrics in rows.values())
     ]
-    table = Table("", *(f"{kind} {key}" for kind, key in columns), pad_edge=False)
+    table = Table(pad_edge=False)
+    table.add_column("", no_wrap=True)  # where it is narrow, what the rows are matters most
+    for kind, key in columns:
+        table.add_column(f"{kind} {key}", justify="right")
     for name, metrics in rows.items():
         values = (metrics.get(kind, {}).get(key) for kind, key in columns)
         table.add_row(name, *("-" if value is None else f"{100 * value:.1f}" for value in values))

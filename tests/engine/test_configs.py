@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -38,17 +39,30 @@ def test_the_model_of_every_experiment_builds(name: str, compose_recipe) -> None
     assert any(parameter.requires_grad for parameter in model.parameters())
 
 
-@pytest.mark.parametrize(
-    "name", ["faster_rcnn_r50_fpn_1x", "mask_rcnn_r50_fpn_1x", "keypoint_rcnn_r50_fpn_1x"]
-)
-def test_the_1x_recipes_are_the_published_ones(name: str, compose_tool) -> None:
-    cfg = compose_tool("train", f"experiment={name}")
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if re.search("_[13]x", name)])
+def test_the_1x_and_3x_recipes_are_the_published_ones(name: str, compose_recipe) -> None:
+    """What Detectron2's files of these recipes say, or the defaults behind them."""
+    cfg = compose_recipe(name)
+    steps, drops = (90000, (60000, 80000)) if "_1x" in name else (270000, (210000, 250000))
+    assert (cfg.training.max_steps, cfg.data.batch_size) == (steps, 16)
     schedule = instantiate(cfg.schedule)
-    assert cfg.training.max_steps == 90000 and cfg.data.batch_size == 16
-    rates = [cfg.optimizer.lr * schedule(step) for step in (0, 1000, 60000, 80000)]
-    assert rates == pytest.approx([2e-5, 0.02, 0.002, 0.0002])
-    assert (cfg.optimizer.momentum, cfg.optimizer.weight_decay) == (0.9, 1e-4)
-    assert cfg.model.backbone.freeze_at == 2 and cfg.model.backbone.norm == "frozen_bn"
+    rates = [cfg.optimizer.lr * schedule(step) for step in (0, 500, 1000, drops[0] - 1, *drops)]
+    assert rates == pytest.approx([2e-5, 0.01001, 0.02, 0.02, 0.002, 0.0002])
+    optimizer = cfg.optimizer
+    assert (optimizer.momentum, optimizer.weight_decay, optimizer.nesterov) == (0.9, 1e-4, False)
+    decays = (optimizer.norm_weight_decay, optimizer.bias_weight_decay, optimizer.bias_lr_factor)
+    assert decays == (0.0, None, 1.0)
+    train, val = cfg.augment.train[0], cfg.augment.val[0]
+    assert (list(train.shortest), train.longest) == ([640, 672, 704, 736, 768, 800], 1333)
+    assert (val.shortest, val.longest) == (800, 1333)
+    assert not cfg.data.train.keep_empty and cfg.data.aspect_ratio_grouping
+    norm = {"gn": "gn", "syncbn": "sync_bn"}.get(name.rpartition("_")[2], "frozen_bn")
+    assert (cfg.model.backbone.freeze_at, cfg.model.backbone.norm) == (2, norm)
+    if norm != "frozen_bn":
+        model = cfg.model
+        assert model.backbone.fpn_norm == model.box_branch.head.norm == norm
+        assert model.mask_branch.head.norm == norm and model.box_branch.head.num_convs == 4
+    assert cfg.training.precise_bn_steps == (200 if norm == "sync_bn" else 0)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def trained(root, tmp_path_factory) -> Path:
     cfg = compose_skeletons(root, f"run_dir={run_dir}")
     metrics = train(cfg)
     assert cfg.num_keypoints == len(JOINTS)
-    assert set(metrics) == {"box", "keypoint", "per_class"}
+    assert set(metrics) == {"box", "keypoint", "box_errors", "per_class"}
     return run_dir
 
 

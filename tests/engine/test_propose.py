@@ -97,7 +97,7 @@ def test_a_fast_rcnn_is_trained_evaluated_and_resumed_on_them(
         "training.max_steps=4",
     )
     metrics = train(compose_stage("fast_rcnn_fpn", FIRST_STAGE, shapes_root, *overrides))
-    assert set(metrics) == {"box", "per_class"}
+    assert set(metrics) == {"box", "box_errors", "per_class"}
     found = evaluate(compose_tool("evaluate", f"checkpoint={run_dir}", f"output={tmp_path}"))
     assert found == metrics
     last = torch.load(run_dir / "checkpoints" / "last.pt", weights_only=True)

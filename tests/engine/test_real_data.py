@@ -78,5 +78,5 @@ def test_a_recipe_starts_on_its_dataset(
         *images,
     )
     metrics = train(config)
-    assert set(metrics) == {"box", "mask", "per_class"}
+    assert set(metrics) == {"box", "mask", "box_errors", "mask_errors", "per_class"}
     assert load_checkpoint(tmp_path)["class_names"] == list(metrics["per_class"])

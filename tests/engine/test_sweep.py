@@ -64,6 +64,16 @@ def test_the_table_shows_every_row_and_what_it_measured():
     assert ["a", "25.0", "50.0", "12.5"] in lines and ["b", "33.3", "-", "-"] in lines
 
 
+def test_a_narrow_table_says_what_its_rows_are():
+    numbers = dict.fromkeys(("AP", "AP50", "AP75", "AR100"), 0.5)
+    name = "roi_op=roi_warp"
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(sweep_table({name: {"box": numbers, "mask": numbers}}))
+    [line] = [line for line in capture.get().splitlines() if "50.0" in line]
+    assert name in line and line.count("50.0") == 8
+
+
 @pytest.fixture
 def command(monkeypatch, tmp_path, shapes_root, capsys):
     """``command("key=value", ...)`` runs the tool on tiny shapes and gives what it printed."""

@@ -46,9 +46,10 @@ def test_the_run_directory_holds_everything(trained: Path) -> None:
     assert config["num_classes"] == 5 and "${" not in (trained / "config.yaml").read_text()
 
     metrics = json.loads((trained / "metrics.json").read_text())
-    assert set(metrics) == {"box", "mask", "per_class"}
+    assert set(metrics) == {"box", "mask", "box_errors", "mask_errors", "per_class"}
     assert {"AP", "AP50", "AP75", "APs", "APm", "APl"} <= set(metrics["mask"])
-    assert set(next(iter(metrics["per_class"].values()))) == {"box_AP", "mask_AP"}
+    names = {f"{kind}_{name}" for kind in ("box", "mask") for name in ("AP", "threshold", "F1")}
+    assert set(next(iter(metrics["per_class"].values()))) == names
 
     records = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert [(r["kind"], r["step"]) for r in records] == [
@@ -226,7 +227,7 @@ def test_boxes_alone_train_faster_rcnn_and_are_refused_for_mask_rcnn(
     with pytest.raises(ValueError, match=r"train\.json: annotation \d+ has no segmentation"):
         train(compose_tiny(*overrides))
     metrics = train(compose_tiny("model=faster_rcnn_fpn", *overrides))
-    assert set(metrics) == {"box", "per_class"}
+    assert set(metrics) == {"box", "box_errors", "per_class"}
 
 
 def test_a_missing_weights_file_is_named_before_the_data_is_read(
