@@ -28,6 +28,9 @@ class TrainLoader:
     The position counts batches handed out, not batches that workers have prepared ahead, so a
     loader with the state of another continues with exactly the batches the other would have given.
     Iterating again continues where the last iteration stopped.
+
+    Several processes that train together each get their part of every batch. Positions and states
+    are those of whole batches, and so the same for any number of processes.
     """
 
     def __init__(
@@ -38,12 +41,21 @@ class TrainLoader:
         num_workers: int = 0,
         pin_memory: bool = False,
         prefetch_factor: int = 2,
+        rank: int = 0,
+        num_ranks: int = 1,
     ):
+        if batches.batch_size % num_ranks:
+            raise ValueError(
+                f"data.batch_size={batches.batch_size}, the images of a batch on all processes "
+                f"together, cannot be divided among {num_ranks}; choose a multiple of {num_ranks}"
+            )
         self.dataset = dataset
         self.batches = batches
         self.collate = collate
         self.epoch = 0
         self.batch = 0
+        self.rank = rank
+        self.num_ranks = num_ranks
         self._options = _loader_options(num_workers, pin_memory, prefetch_factor)
 
     @property
@@ -53,13 +65,13 @@ class TrainLoader:
 
     @property
     def batch_size(self) -> int:
-        """Images per batch."""
+        """Images per batch, of all processes together."""
         return self.batches.batch_size
 
     def __iter__(self) -> Iterator[Batch]:
         loader = DataLoader(
             self.dataset,
-            batch_sampler=_Positions(self.batches, self.epoch, self.batch),
+            batch_sampler=_Positions(self.batches, self.epoch, self.batch, self._part(self.rank)),
             collate_fn=self.collate,
             **self._options,
         )
@@ -74,19 +86,29 @@ class TrainLoader:
         """``(epoch, batch)`` of the next batch."""
         return self.epoch, self.batch
 
-    def batches_at(self, position: tuple[int, int], count: int) -> Iterator[Batch]:
+    def batches_at(
+        self, position: tuple[int, int], count: int, every_rank: bool = False
+    ) -> Iterator[Batch]:
         """Batches from a position on; its own stays where it is.
 
         Args:
             position: ``(epoch, batch)``.
             count: how many.
+            every_rank: not this process' part of each, but the parts of all, one after the other.
         """
+        ranks = range(self.num_ranks) if every_rank else [self.rank]
+        whole = islice(self.batches.starting_at(*position), count)
         yield from DataLoader(
             self.dataset,
-            batch_sampler=list(islice(self.batches.starting_at(*position), count)),
+            batch_sampler=[batch[self._part(rank)] for batch in whole for rank in ranks],
             collate_fn=self.collate,
             **self._options,
         )
+
+    def _part(self, rank: int) -> slice:
+        """The places of a process' images in a batch."""
+        size = self.batch_size // self.num_ranks
+        return slice(rank * size, (rank + 1) * size)
 
     def state_dict(self) -> dict[str, int | str]:
         """The position, and what makes it meaningful."""
@@ -119,12 +141,12 @@ class TrainLoader:
 class _Positions:
     """Batch sampler from a position on; a class, since workers need it picklable."""
 
-    def __init__(self, batches: TrainBatches, epoch: int, batch: int):
-        self._arguments = (batches, epoch, batch)
+    def __init__(self, batches: TrainBatches, epoch: int, batch: int, part: slice):
+        self._arguments = (batches, epoch, batch, part)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        batches, epoch, batch = self._arguments
-        return batches.starting_at(epoch, batch)
+        batches, epoch, batch, part = self._arguments
+        return (whole[part] for whole in batches.starting_at(epoch, batch))
 
 
 def build_train_loader(
@@ -141,12 +163,14 @@ def build_train_loader(
     with_keypoints: bool = False,
     sampler: str = "default",
     repeat_threshold: float = 0.001,
+    rank: int = 0,
+    num_ranks: int = 1,
 ) -> TrainLoader:
     """A loader of shuffled, augmented batches of one size, without end.
 
     Args:
         dataset: what to train on.
-        batch_size: images per batch.
+        batch_size: images per batch, of all processes that train together.
         num_workers: processes that prepare batches; 0 prepares them in this one. The batches are
             the same.
         seed: of the shuffling; augmentations have the dataset's.
@@ -160,9 +184,12 @@ def build_train_loader(
         sampler: how often images come, ``"default"``, ``"class_balanced"`` or ``"repeat_factor"``,
             see :func:`detector.data.image_repeats.image_repeats`.
         repeat_threshold: of ``"repeat_factor"``.
+        rank: which of the processes that train together this is.
+        num_ranks: how many they are.
 
     Raises:
-        ValueError: masks are asked of a dataset that lacks some, or keypoints of one without.
+        ValueError: masks are asked of a dataset that lacks some, or keypoints of one without, or
+            the processes cannot have equal parts of a batch.
     """
     _require_masks(dataset, with_masks)
     _require_keypoints(dataset, with_keypoints)
@@ -173,7 +200,9 @@ def build_train_loader(
         len(dataset), batch_size, seed, landscape, repeats, f"{sampler}{threshold}"
     )
     collate = Collate(buckets, size_divisor, with_masks, with_keypoints)
-    return TrainLoader(dataset, batches, collate, num_workers, pin_memory, prefetch_factor)
+    return TrainLoader(
+        dataset, batches, collate, num_workers, pin_memory, prefetch_factor, rank, num_ranks
+    )
 
 
 def build_eval_loader(
@@ -186,8 +215,13 @@ def build_eval_loader(
     pin_memory: bool = False,
     prefetch_factor: int = 2,
     with_keypoints: bool | None = None,
+    rank: int = 0,
+    num_ranks: int = 1,
 ) -> DataLoader:
     """A finite loader that gives every image once, landscape images first.
+
+    Of several processes each gets every ``num_ranks``-th batch, the first ones one batch more if it
+    does not come out even: together they have the batches of one process.
 
     Args:
         dataset: what to evaluate on; its augmentation should hold no more than a resize.
@@ -200,6 +234,8 @@ def build_eval_loader(
         pin_memory: likewise.
         prefetch_factor: likewise.
         with_keypoints: whether targets get keypoints; by default, if the dataset has some.
+        rank: which of the processes that evaluate together this is.
+        num_ranks: how many they are.
 
     Returns:
         An iterable of :class:`detector.structures.Batch` whose ``len`` is the number of batches.
@@ -223,7 +259,7 @@ def build_eval_loader(
     ]
     return DataLoader(
         dataset,
-        batch_sampler=batches,
+        batch_sampler=batches[rank::num_ranks],
         collate_fn=Collate(buckets, size_divisor, with_masks, with_keypoints),
         **_loader_options(num_workers, pin_memory, prefetch_factor),
     )

@@ -153,6 +153,30 @@ class CheckpointWriter:
             atomic_copy(self.run.last, previous[0])
 
 
+class CheckpointFollower:
+    """Stands on the other ranks for the :class:`CheckpointWriter` of the first: writes nothing."""
+
+    seconds = 0.0
+
+    def __init__(self, step: int | None = None) -> None:
+        self.newest = -1 if step is None else step
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def save(self, content: dict[str, Any], best: bool = False, keep: bool = False) -> None:
+        """Notes the step."""
+        self.newest = content["step"]
+
+    save_now = save
+
+    def wait(self, required: bool = False) -> None:
+        pass
+
+
 def check_writable(
     run: RunDirectory, content_bytes: int, keep_last: int, keep_every: int, max_steps: int
 ) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 
+from detector.engine.distributed import Ranks
 from detector.engine.runtime import Runtime
 from detector.structures import Batch, Detections, Proposals
 
@@ -43,29 +46,54 @@ def evaluate_model(
     runtime: Runtime,
     should_stop: Callable[[], bool] = lambda: False,
     losses: ValidationLoss | None = None,
+    ranks: Ranks | None = None,
 ) -> Evaluation | None:
     """Detects on every batch and compares with the ground truth.
 
     Args:
         model: gives ``detect``.
-        batches: every image of the evaluator's dataset, once.
+        batches: every image of the evaluator's dataset, once; with several ranks each has some.
         evaluator: is reset first.
         runtime: how to run the model.
-        should_stop: asked after each batch.
+        should_stop: asked after each batch; must say the same on all ranks.
         losses: where given, is reset first and becomes the metrics' ``"val"``.
+        ranks: that evaluate together.
 
     Returns:
-        The evaluation, or ``None`` when ``should_stop`` said so.
+        The evaluation, or ``None`` when ``should_stop`` said so. On other ranks than the first it
+        has the metrics, and no detections.
     """
+    ranks = ranks or Ranks()
     evaluator.reset()
     if losses is not None:
         losses.reset()
-    for batch in batches:
-        evaluator.update(batch, detect(model, batch, runtime))
-        if losses is not None:
-            losses.update(model, batch)
+    remaining = iter(batches)
+    while True:
+        batch = next(remaining, None)
+        if not ranks.highest(batch is not None):  # some have a batch less than others
+            break
+        if batch is not None:
+            evaluator.update(batch, detect(model, batch, runtime))
+            if losses is not None:
+                losses.update(model, batch)
         if should_stop():
             return None
+    if ranks.size == 1:
+        return _summary(evaluator, losses)
+    states = ranks.gather((evaluator.state(), losses.state() if losses is not None else None))
+    if states is None:
+        return ranks.exchange(None)[0]
+    for seen, lost in states[1:]:
+        evaluator.merge(seen)
+        if losses is not None:
+            losses.merge(lost)
+    found = _summary(evaluator, losses)
+    nothing = found.results.select(np.zeros(len(found.results), dtype=bool))
+    ranks.exchange(dataclasses.replace(found, results=nothing, errors={}))
+    return found
+
+
+def _summary(evaluator: CocoEvaluator, losses: ValidationLoss | None) -> Evaluation:
     found = evaluator.summarize()
     if losses is not None:
         found.metrics["val"] = losses.result()

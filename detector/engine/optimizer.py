@@ -95,6 +95,7 @@ def build_optimizer(
     bias_lr_factor: float = 1.0,
     lr_multipliers: Mapping[str, float] | None = None,
     layer_decay: float | None = None,
+    reference_batch_size: int | None = None,
     **options: Any,
 ) -> torch.optim.Optimizer:
     """Any optimiser of ``torch.optim`` over :func:`parameter_groups`.
@@ -103,6 +104,8 @@ def build_optimizer(
         model, lr, weight_decay, norm_weight_decay, bias_weight_decay, bias_lr_factor,
             lr_multipliers, layer_decay: see there.
         algorithm: the optimiser's class.
+        reference_batch_size: images in a step that ``lr`` is stated for; training has scaled ``lr``
+            by it already, see :mod:`detector.engine.batch_scaling`.
         options: its further arguments (``momentum``, ``betas``, ...).
 
     Raises:

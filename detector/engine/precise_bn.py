@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from detector.engine.distributed import Ranks
 from detector.engine.inference import given_proposals
 from detector.engine.randomness import seed_everything
 from detector.engine.runtime import Runtime
@@ -47,7 +48,11 @@ def check_precise_bn(num_batches: int, model: nn.Module) -> list[str]:
 
 @torch.no_grad()
 def recompute_batch_statistics(
-    model: nn.Module, batches: Iterable[Batch], runtime: Runtime, seed: int
+    model: nn.Module,
+    batches: Iterable[Batch],
+    runtime: Runtime,
+    seed: int,
+    ranks: Ranks | None = None,
 ) -> None:
     """Sets running means and variances to those over ``batches``.
 
@@ -60,6 +65,7 @@ def recompute_batch_statistics(
         batches: training batches, with targets.
         runtime: how to run the model.
         seed: of what the batches draw.
+        ranks: that have an equal number of batches each; all get the statistics of all.
     """
     norms = tracked_norms(model)
     if not norms:
@@ -84,6 +90,9 @@ def recompute_batch_statistics(
                 mean += norm.running_mean
                 square += norm.running_var + norm.running_mean**2
             count += 1
+        if ranks is not None:
+            ranks.add_up([tensor for pair in sums for tensor in pair])
+            count *= ranks.size
     finally:
         model.train(was_training)
         for norm, momentum, number in zip(norms, momenta, tracked, strict=True):

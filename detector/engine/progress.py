@@ -122,12 +122,12 @@ def track(
         console.print(f"{what}: {total} {unit} in {elapsed}", soft_wrap=True)
 
 
-def open_console() -> Console:
+def open_console(quiet: bool = False) -> Console:
     """Standard output, where text is shown as it is.
 
     Rich would take ``[ab]`` in a path or pattern for a style and swallow it.
     """
-    return Console(markup=False, highlight=False)
+    return Console(markup=False, highlight=False, quiet=quiet)
 
 
 def open_display(max_steps: int, step: int = 0, console: Console | None = None) -> ProgressDisplay:

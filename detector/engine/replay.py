@@ -86,7 +86,8 @@ class ReplayFile:
 
     def write(self, error: NonFiniteLoss) -> None:
         """Writes the file of the step that ``error`` names."""
-        batches = self._state.loader.batches_at(error.position, self._accumulate)
+        loader = self._state.loader
+        batches = loader.batches_at(error.position, self._accumulate, every_rank=True)
         kept = {key: self._described[key] for key in ("config", "class_names", "category_ids")}
         scaler = self._state.scaler
         content = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Self
 
@@ -51,3 +52,34 @@ class StopRequest:
         for number, handler in self._former.items():
             signal.signal(number, handler)
         self._former.clear()
+
+
+class AgreedStop:
+    """A wish to stop that all ranks know of, whichever of them has heard it.
+
+    Args:
+        stop: what this rank hears.
+        highest: the largest number of all ranks, see
+            :meth:`detector.engine.distributed.Ranks.highest`.
+    """
+
+    def __init__(self, stop: StopRequest, highest: Callable[[float], float]) -> None:
+        self._stop = stop
+        self._highest = highest
+        self.signal: signal.Signals | None = None
+
+    def __bool__(self) -> bool:
+        """Whether to stop, as of the last :meth:`ask`."""
+        return self.signal is not None
+
+    def ask(self) -> bool:
+        """Asks all ranks, which have to ask equally often."""
+        number = int(self._highest(self._stop.signal or 0))
+        self.signal = signal.Signals(number) if number else None
+        return number > 0
+
+    @property
+    def exit_code(self) -> int:
+        """As that of :class:`StopRequest`."""
+        assert self.signal is not None
+        return 128 + self.signal

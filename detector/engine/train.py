@@ -3,12 +3,13 @@
 python tools/train.py                                  the default experiment
 python tools/train.py experiment=NAME key=value ...    another recipe, changed
 python tools/train.py ... run_dir=DIR resume=auto      goes on where it stopped
+torchrun --nproc-per-node=8 tools/train.py ...         on 8 GPUs, see docs/distributed.md
 """
 
 from __future__ import annotations
 
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import Any
 
 import torch
@@ -17,8 +18,15 @@ from omegaconf import DictConfig, OmegaConf
 from detector.data.loader import build_eval_loader, build_train_loader
 from detector.engine import assembly
 from detector.engine.atomic_file import atomic_write, write_json
+from detector.engine.batch_scaling import scale_to_batch
 from detector.engine.checkpoint import check_classes, checkpoint_config
-from detector.engine.checkpoint_writer import CheckpointWriter, check_writable, checkpoint_bytes
+from detector.engine.checkpoint_writer import (
+    CheckpointFollower,
+    CheckpointWriter,
+    check_writable,
+    checkpoint_bytes,
+)
+from detector.engine.distributed import Ranks, Unwritten, check_alone, open_ranks
 from detector.engine.durations import parse_duration
 from detector.engine.inference import evaluate_model
 from detector.engine.init_table import transfer_report
@@ -37,12 +45,12 @@ from detector.engine.optimizer import check_gradient_clip, set_learning_rate
 from detector.engine.pictures import Comparisons
 from detector.engine.plan import is_due, plan_training
 from detector.engine.precise_bn import check_precise_bn, recompute_batch_statistics
-from detector.engine.progress import describe_val_loss, duration, open_display
+from detector.engine.progress import describe_val_loss, duration, open_console, open_display
 from detector.engine.randomness import seed_everything, set_deterministic
 from detector.engine.replay import ReplayFile
 from detector.engine.resume import load_to_resume
 from detector.engine.run_directory import RunDirectory, choose_run_directory, resume_command
-from detector.engine.signals import StopRequest
+from detector.engine.signals import AgreedStop, StopRequest
 from detector.engine.step_guard import StepGuard, check_on_nonfinite
 from detector.engine.stopwatch import Stopwatch
 from detector.engine.time_limit import TimeLimit
@@ -68,16 +76,26 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
         ValueError, OSError: what the user has to put right, before the first step. OSError: the
             last checkpoint could not be written; the one before is kept.
         NonFiniteLoss: training diverged; the last good checkpoint is kept, and the bad step.
-        SystemExit: with 130, 143 or 138 after Ctrl-C, SIGTERM or SIGUSR1, when all is saved.
+        SystemExit: with 130, 143 or 138 after Ctrl-C, SIGTERM or SIGUSR1, when all is saved; with
+            2 where another rank has said what is wrong.
     """
     if "stages" in cfg.training:
         from detector.engine.alternating import train_alternating  # it trains each of its stages
 
+        check_alone("training=alternating")
         return train_alternating(cfg)
+    timeout = parse_duration("distributed.timeout", cfg.distributed.timeout or "10m")
+    on_gpu = assembly.build(cfg.runtime).torch_device.type == "cuda"
+    with open_ranks(timeout, on_gpu) as ranks:
+        return _train(cfg, whole, ranks)
 
+
+def _train(cfg: DictConfig, whole: RunDirectory | None, ranks: Ranks) -> dict[str, Any]:
     began = time.monotonic()
     # Where to write, and what to begin or go on from. Looked at first: it fails fast.
-    run, resume_from = choose_run_directory(cfg.run_dir, cfg.resume, cfg.name)
+    run, resume_from = ranks.on_first(
+        lambda: choose_run_directory(cfg.run_dir, cfg.resume, cfg.name)
+    )
     former, setbacks = None, []
     if resume_from:
         resume_from, former, setbacks = load_to_resume(resume_from, run, cfg.resume == "auto")
@@ -87,13 +105,15 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
     init = {} if former else cfg.init
     weight_warnings = check_initial_weights(cfg.model, init, cfg.freeze)
     initial = read_initial_checkpoint(init)
-    runtime = assembly.build(cfg.runtime)
+    runtime = ranks.place(assembly.build(cfg.runtime))
     runtime.apply()
     set_deterministic(cfg.deterministic)
+    scaled = scale_to_batch(cfg)
 
     # Data. Every image and annotation is checked here.
-    train_set = assembly.build_dataset(cfg.data, "train")
-    val_set = assembly.build_dataset(cfg.data, "val")
+    train_set, val_set = ranks.in_turn(
+        lambda: [assembly.build_dataset(cfg.data, split) for split in ("train", "val")]
+    )
     assembly.check_same_classes(train_set, val_set)
     classes = train_set.index.category_names
     category_ids = train_set.index.category_ids.tolist()
@@ -125,6 +145,8 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
         pin_memory=pin_memory,
         sampler=cfg.data.get("sampler", "default"),
         repeat_threshold=cfg.data.get("repeat_threshold", 0.001),
+        rank=ranks.rank,
+        num_ranks=ranks.size,
     )
     val_loader = build_eval_loader(
         val_set,
@@ -132,7 +154,11 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
         num_workers=cfg.data.num_workers,
         buckets=assembly.plain(cfg.data.buckets),
         pin_memory=pin_memory,
+        rank=ranks.rank,
+        num_ranks=ranks.size,
     )
+    ranks.exchange(None)  # before what only works where all ranks take part
+    ranks.share_weights(model)
 
     # Optimiser, schedule, average of the weights.
     plan = plan_training(
@@ -173,7 +199,9 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
                 f"{plan.max_steps}; raise it to go on"
             )
     guard = StepGuard(model, optimizer, tolerated, scaler)
-    take_step = TrainingStep(model, optimizer, runtime, guard, cfg.seed, cfg.training.gradient_clip)
+    take_step = TrainingStep(
+        model, optimizer, runtime, guard, cfg.seed, cfg.training.gradient_clip, ranks
+    )
 
     # Pictures. One alone has no proposals.
     num_pictures = 0 if model.needs_proposals else cfg.logging.pictures
@@ -192,9 +220,11 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
 
     # The run directory.
     size = checkpoint_bytes(optimizer, model, *([average.model] if average else []))
-    check_writable(run, size, cfg.checkpoint.keep_last, cfg.checkpoint.keep_every, plan.max_steps)
-    with atomic_write(run.config) as file:
-        file.write(OmegaConf.to_yaml(cfg, resolve=True).encode())
+    if ranks.is_first:
+        kept = (cfg.checkpoint.keep_last, cfg.checkpoint.keep_every)
+        check_writable(run, size, *kept, plan.max_steps)
+        with atomic_write(run.config) as file:
+            file.write(OmegaConf.to_yaml(cfg, resolve=True).encode())
     described = {
         "config": OmegaConf.to_yaml(cfg),
         "class_names": list(classes),
@@ -206,19 +236,26 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
     images_per_step = cfg.data.batch_size * accumulate
     limit = TimeLimit(time_limit, state.seconds, len(val_set) / images_per_step, began)
     paced = limit.pace(schedule, plan.max_steps)
+    rate = paced if time_limit is None else lambda step: ranks.of_first(paced(step))
+    saved = state.step if resume_from == run.last else None
+    ranks.start()
 
     with (
-        StopRequest() as stop,
-        closing(MetricLog(run.metric_lines, run.tensorboard, state.step)) as log,
-        open_display(plan.max_steps, state.step) as display,
-        CheckpointWriter(
-            run,
-            cfg.checkpoint.keep_last,
-            state.step if resume_from == run.last else None,
-            display.print,
-        ) as writer,
-        ReplayFile(run.replay, state, described, cfg.seed, accumulate),
+        StopRequest() as heard,
+        closing(
+            MetricLog(run.metric_lines, run.tensorboard, state.step)
+            if ranks.is_first
+            else Unwritten()
+        ) as log,
+        open_display(plan.max_steps, state.step, open_console(quiet=not ranks.is_first)) as display,
+        CheckpointWriter(run, cfg.checkpoint.keep_last, saved, display.print)
+        if ranks.is_first
+        else CheckpointFollower(saved) as writer,
+        ReplayFile(run.replay, state, described, cfg.seed, accumulate)
+        if ranks.is_first
+        else nullcontext(),
     ):
+        stop = AgreedStop(heard, ranks.highest)
 
         def content() -> dict[str, Any]:
             window.check()  # diverged weights must not replace good ones
@@ -232,8 +269,9 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
         display.print(
             f"{plan.max_steps} steps of {images_per_step} images, "
             f"{plan.max_steps / plan.steps_per_epoch:.1f} epochs, on {runtime.device} in "
-            f"{runtime.precision}{limit}"
+            f"{runtime.precision}{ranks}{limit}"
         )
+        display.print(scaled or f"learning rate {cfg.optimizer.lr:g}, as given")
         if former:
             display.print(f"resumed from {resume_from} after step {state.step}")
             for change in assembly.config_changes(checkpoint_config(former, allow_code=True), cfg):
@@ -254,11 +292,14 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
         while True:
             # Evaluate. It comes before the end of the loop, so that a run which was stopped after
             # its last step but before the evaluation catches up when it is resumed.
-            finished = state.step >= plan.max_steps or limit.is_over
+            stop.ask()
+            is_over = time_limit is not None and ranks.of_first(limit.is_over)
+            finished = state.step >= plan.max_steps or is_over
             finished = finished or (early is not None and early.is_over)
             if (finished or plan.evaluates(state.step)) and not state.is_evaluated:
                 if writer.newest != state.step:
                     writer.save(content())
+                ranks.waiting_for = f"the end of the evaluation after step {state.step}"
                 with limit.evaluating():
                     if cfg.training.precise_bn_steps:
                         recompute_batch_statistics(
@@ -266,14 +307,16 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
                             loader.batches_at(loader.position, cfg.training.precise_bn_steps),
                             runtime,
                             cfg.seed,
+                            ranks,
                         )
                     found = evaluate_model(
                         state.evaluated_model,
                         display.track(val_loader, len(val_loader), "evaluating", "batches"),
                         evaluator,
                         runtime,
-                        should_stop=lambda: bool(stop),
+                        should_stop=stop.ask,
                         losses=val_loss,
+                        ranks=ranks,
                     )
                     if found is not None:
                         is_best = state.judge(found.metrics)
@@ -283,8 +326,9 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
                         if val_loss:
                             display.print(describe_val_loss(found.metrics["val"]))
                         writer.save(content(), best=is_best)
-                        for name, picture in comparisons.draw(watcher, run.pictures):
-                            log.picture(state.step, name, picture)
+                        if ranks.is_first:
+                            for name, picture in comparisons.draw(watcher, run.pictures):
+                                log.picture(state.step, name, picture)
                 if early and early.is_over:
                     display.print(f"stopping early: {early}")
                     finished = True
@@ -298,7 +342,8 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
             position = loader.position
             parts = [next(batches) for _ in range(accumulate)]
             stopwatch.lap("data", on_host=True)
-            multiplier = set_learning_rate(optimizer, paced, state.step)
+            ranks.meet(state.step + 1)
+            multiplier = set_learning_rate(optimizer, rate, state.step)
             losses = take_step(parts, state.step, stopwatch)
             state.step += 1
             if average:
@@ -343,5 +388,6 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
             f"see {run.metrics} and the pictures in {run.pictures}"
         )
     metrics = state.evaluation["metrics"]
-    write_json(run.metrics, metrics)
+    if ranks.is_first:
+        write_json(run.metrics, metrics)
     return metrics

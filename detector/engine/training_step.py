@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from detector.engine.data_parallel import DataParallel
+from detector.engine.distributed import Ranks
 from detector.engine.inference import given_proposals
 from detector.engine.precise_bn import tracked_norms
 from detector.engine.randomness import seed_everything
@@ -26,17 +28,18 @@ class TrainingStep:
     what a batch has (its sampled RoIs, its foreground) are divided by the number in all of them.
     These numbers are only known after a forward pass, so there is one without gradients first; a
     step costs about a third more than its images in one batch, and no more memory than one of its
-    batches. Up to rounding two things differ: batch norm sees the batches one by one, and which
-    anchors and RoIs are drawn depends on how the images are split.
+    batches. The same holds for batches on several ranks. Up to rounding only batch norm differs,
+    which sees the batches one by one: what is drawn for an image follows from its own seed.
 
     Args:
         model: gives losses by name.
         optimizer: of its parameters.
         runtime: how to run it.
         guard: takes the optimiser's step.
-        seed: of the training; a step draws from ``(seed, step)`` and in further batches
-            ``(seed, step, number)``.
+        seed: of the training; a step draws from ``(seed, step)``, and further batches and ranks
+            from ``(seed, step, number, rank)``.
         gradient_clip: largest L2 norm of all gradients together, or ``None``.
+        ranks: that take the step together.
     """
 
     def __init__(
@@ -47,8 +50,10 @@ class TrainingStep:
         guard: StepGuard,
         seed: int,
         gradient_clip: float | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.model = model
+        self.parallel = DataParallel(model, ranks)
         self.optimizer = optimizer
         self.runtime = runtime
         self.guard = guard
@@ -62,16 +67,17 @@ class TrainingStep:
         """Takes the step after ``step`` finished ones.
 
         Args:
-            batches: on the host.
+            batches: on the host; this rank's part of each.
             step: finished steps.
             stopwatch: gets the laps ``data`` (the copy to the device), ``forward``, ``backward``
                 and ``update``; the count before several batches is ``forward`` too.
 
         Returns:
-            0-d tensors: ``loss``, the losses it is the sum of, and ``gradient_norm``.
+            0-d tensors: ``loss``, the losses it is the sum of, and ``gradient_norm``, the same on
+            all ranks.
         """
         self.guard.begin()
-        losses = self.backward(batches, step, stopwatch)
+        losses = self.parallel.reduce(self.backward(batches, step, stopwatch))
         norm = self.gradient_norm()
         if self.gradient_clip is not None:
             clip_grads_with_norm_(self._parameters, self.gradient_clip, norm)
@@ -88,6 +94,7 @@ class TrainingStep:
     ) -> dict[str, Tensor]:
         """Losses and gradients alone, the latter times the loss scale.
 
+        The losses are this rank's share of those of the batch.
         ``look`` is handed each batch's losses before the way backward.
         """
         whole = self._count(batches, step) if len(batches) > 1 else None
@@ -97,13 +104,14 @@ class TrainingStep:
         for number, batch in enumerate(batches):
             moved = self.runtime.move(batch)
             stopwatch.lap("data", on_host=True)
-            with whole.dividing() if whole else nullcontext():
-                losses = self._losses(moved, step, number)
-            total = sum(losses.values())
-            if look is not None:
-                look(losses)
-            stopwatch.lap("forward")
-            self.guard.scale(total).backward()
+            with self.parallel.sharing(number == len(batches) - 1):
+                with whole.dividing() if whole else self.parallel.counting():
+                    losses = self._losses(self.parallel, moved, step, number)
+                total = sum(losses.values())
+                if look is not None:
+                    look(losses)
+                stopwatch.lap("forward")
+                self.guard.scale(self.parallel.scale(total)).backward()
             stopwatch.lap("backward")
             for name, loss in {"loss": total, **losses}.items():
                 summed[name] = summed[name] + loss.detach() if number else loss.detach()
@@ -114,12 +122,13 @@ class TrainingStep:
         self.guard.unscale()
         return get_total_norm([p.grad for p in self._parameters if p.grad is not None])
 
-    def _losses(self, batch: Batch, step: int, number: int) -> dict[str, Tensor]:
-        seed_everything(self.seed, step, *([number] if number else []))
+    def _losses(
+        self, forward: Callable[..., dict[str, Tensor]], batch: Batch, step: int, number: int
+    ) -> dict[str, Tensor]:
+        rank = self.parallel.ranks.rank
+        seed_everything(self.seed, step, *([number, rank] if number or rank else []))
         with self.runtime.autocast():
-            return self.model(
-                batch.images, batch.image_sizes, batch.targets, *given_proposals(batch)
-            )
+            return forward(batch.images, batch.image_sizes, batch.targets, *given_proposals(batch))
 
     @torch.no_grad()
     def _count(self, batches: Sequence[Batch], step: int) -> WholeBatch:
@@ -128,7 +137,8 @@ class TrainingStep:
             for number, batch in enumerate(batches):
                 moved = self.runtime.move(batch)
                 with whole.counting():
-                    self._losses(moved, step, number)
+                    self._losses(self.model, moved, step, number)
+        self.parallel.add_up(whole)
         return whole
 
 

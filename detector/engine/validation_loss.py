@@ -19,8 +19,8 @@ class ValidationLoss:
     """Means over the images of a dataset, weights and batch statistics left as they are.
 
     A batch's losses count with its number of images. Which anchors and RoIs are drawn follows from
-    the seed and the number of the batch, so that evaluations differ by the weights alone. Training
-    seeds each of its steps; it is not disturbed.
+    the images, so that evaluations differ by the weights alone. Training seeds each of its steps;
+    it is not disturbed.
 
     Args:
         runtime: how to run the model.
@@ -55,6 +55,17 @@ class ValidationLoss:
             self._sums[name] = self._sums[name].to(loss.device) + loss.double() * images
         self._images += images
         self._batches += 1
+
+    def state(self) -> tuple[int, dict[str, float]]:
+        """Images and sums so far, which can be sent to another process."""
+        return self._images, {name: float(total) for name, total in self._sums.items()}
+
+    def merge(self, state: tuple[int, dict[str, float]]) -> None:
+        """Takes in the state of another, of other images."""
+        images, sums = state
+        self._images += images
+        for name, total in sums.items():
+            self._sums[name] = self._sums[name] + total
 
     def result(self) -> dict[str, float]:
         """``{"loss": the sum of the others, "loss_box": ..., ...}``."""

@@ -38,10 +38,13 @@ class WholeBatch:
     The parts go through the model twice: under :meth:`counting`, where their losses are of no use,
     and then under :meth:`dividing`, where the losses of all parts add up to those of the batch.
     A forward pass asks for the same counts in the same order every time.
+
+    Attributes:
+        totals: the counts so far, in that order.
     """
 
     def __init__(self) -> None:
-        self._totals: list[int | Tensor] = []
+        self.totals: list[int | Tensor] = []
 
     @contextmanager
     def counting(self) -> Iterator[None]:
@@ -52,22 +55,23 @@ class WholeBatch:
             counts.append(own)
             return own
 
-        with _asking(count):
+        with asking(count):
             yield
-        assert not self._totals or len(self._totals) == len(counts), "other losses than before"
-        former = self._totals or [0] * len(counts)
-        self._totals = [a + b for a, b in zip(former, counts, strict=True)]
+        assert not self.totals or len(self.totals) == len(counts), "other losses than before"
+        former = self.totals or [0] * len(counts)
+        self.totals = [a + b for a, b in zip(former, counts, strict=True)]
 
     @contextmanager
     def dividing(self) -> Iterator[None]:
         """Around the forward pass of one part, whose losses get the whole batch's counts."""
-        totals = iter(self._totals)
-        with _asking(lambda own: next(totals)):
+        totals = iter(self.totals)
+        with asking(lambda own: next(totals)):
             yield
 
 
 @contextmanager
-def _asking(whole: Callable[[int | Tensor], int | Tensor]) -> Iterator[None]:
+def asking(whole: Callable[[int | Tensor], int | Tensor]) -> Iterator[None]:
+    """Within it :func:`loss_count` gives ``whole(count)``, which it is called with in turn."""
     global _whole
     assert _whole is None, "the parts of a batch have no parts"
     _whole = whole
