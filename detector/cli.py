@@ -128,15 +128,20 @@ def _spelt_out(word: str) -> str:
 
 def _train_row(train: Callable, config: DictConfig, rows: dict[str, Any]) -> None:
     """One of several trainings, whose metrics are added to ``rows``."""
-    from detector.engine.run_directory import RunDirectory  # it needs torch, which takes seconds
+    # These need torch, which takes seconds.
+    from detector.engine.distributed import place_in_environment
+    from detector.engine.run_directory import RunDirectory
 
     row = row_name(HydraConfig.get().overrides.task, sys.argv[1:])
     folder = Path(HydraConfig.get().sweep.dir)
     directory = row_directory(folder, row, config.run_dir, config.resume)
     config.run_dir = str(directory)
-    print(f"\n{row}: training {len(rows) + 1} in {directory.parent}", flush=True)
+    is_first = place_in_environment().rank == 0  # of several processes, which write one table
+    if is_first:
+        print(f"\n{row}: training {len(rows) + 1} in {directory.parent}", flush=True)
     rows[row] = train(config, whole=RunDirectory(directory.parent))
-    report_sweep(directory.parent, rows)
+    if is_first:
+        report_sweep(directory.parent, rows)
 
 
 def find_configs() -> Path:

@@ -282,7 +282,7 @@ def describe_dataset(dataset: DetectionDataset) -> str:
 
 def config_changes(former: DictConfig, now: DictConfig) -> Iterator[str]:
     """``"optimizer.lr 0.02 -> 0.01"`` for every value that differs and matters for training."""
-    free = ("run_dir", "resume", "checkpoint.", "logging.", "evaluation.")
+    free = ("run_dir", "resume", "checkpoint.", "logging.", "evaluation.", "distributed.")
     old, new = (dict(_leaves(plain(config))) for config in (former, now))
     for key in sorted(old.keys() | new.keys()):
         if key == "model.backbone.weights" or key.startswith("init."):
