@@ -25,6 +25,7 @@ from detector.engine.checkpoint import (
 from detector.engine.inference import evaluate_model
 from detector.engine.label_map import Relabelled, label_map
 from detector.engine.progress import open_console, track
+from detector.engine.report import comparison_folder, write_report
 from detector.engine.score import score_detections, write_evaluation
 from detector.evaluation.table import evaluation_table
 from detector.setting_values import fit_value
@@ -84,6 +85,10 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 
     output = Path(str(cfg.output)) if cfg.output is not None else default_output(path)
     written = write_evaluation(found, output)
+    if cfg.report:
+        index = dataset.index if model.has_classes else dataset.index.as_one_class()
+        compare = comparison_folder(cfg, output, evaluate)
+        written += f", {write_report(found, index, output, run_name(path), compare)}"
     console.print(f"written to {output}/{written}", soft_wrap=True)
     return found.metrics
 
@@ -111,6 +116,13 @@ def _without_none(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     return {key: _without_none(child) for key, child in value.items() if child is not None}
+
+
+def run_name(checkpoint: Path) -> str:
+    """``"shapes/2026-01-31_12-00-00, best.pt"``: what a page calls a checkpoint."""
+    folder = checkpoint.resolve().parent
+    folder = folder.parent if folder.name == "checkpoints" else folder
+    return f"{'/'.join(folder.parts[-2:])}, {checkpoint.name}"
 
 
 def default_output(checkpoint: Path) -> Path:

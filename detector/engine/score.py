@@ -14,6 +14,7 @@ from detector.data.lvis import read_lvis
 from detector.engine.assembly import plain
 from detector.engine.atomic_file import atomic_write, write_json
 from detector.engine.progress import open_console
+from detector.engine.report import comparison_folder, write_report
 from detector.evaluation.coco import CocoEvaluator, Evaluation
 from detector.evaluation.collector import DetectionCollector
 from detector.evaluation.lvis import LVISEvaluator
@@ -62,6 +63,12 @@ def score_detections(cfg: DictConfig) -> dict[str, Any]:
     )
     console.print(evaluation_table(found))
     written = write_evaluation(found, output)
+    if cfg.report:
+        if cfg.images is not None:
+            index.image_root = Path(str(cfg.images))
+        compare = comparison_folder(cfg, output)
+        name = Path(str(cfg.detections)).name
+        written += f", {write_report(found, index, output, name, compare)}"
     console.print(f"written to {output}/{written}", soft_wrap=True)
     return found.metrics
 

@@ -14,20 +14,16 @@ from detector.data.doctor.statistics import (
     SplitStatistics,
     bin_labels,
 )
-from detector.data.images import read_image
 from detector.data.index import AnnotationIndex
 from detector.report.charts import bar_rows, histogram, legend, short_number
+from detector.report.drawing import draw_objects, read_small
 from detector.report.html import Html, details, document, join, section, table, tag
-from detector.report.pictures import figure, shrink, spotlight
-from detector.visualize import draw_instances
-from detector.visualize.instances import picture_zoom
+from detector.report.pictures import figure
 
 # What one page shows of a finding; check.json has all.
 RECORDS_SHOWN = 40
 PICTURES_SHOWN = 6
 CLASSES_SHOWN = 40
-OBJECTS_DRAWN = 60  # of an image that is shown as a whole
-IDLE_SHOWN = 12
 
 
 def doctor_page(diagnosis: Diagnosis, title: str = "Dataset check") -> str:
@@ -108,33 +104,13 @@ def draw_spot(spot: Spot, index: AnnotationIndex) -> np.ndarray | None:
 
     ``None``: the image cannot be read.
     """
-    try:
-        image = read_image(index.path(spot.image))
-    except (OSError, ValueError):
+    small = read_small(index, spot.image)
+    if small is None:
         return None
-    image, scale = shrink(image)
-    own = index.annotations(spot.image)
-    meant = spot.annotations or tuple(range(own.start, own.stop))[:OBJECTS_DRAWN]
-    places = np.array(meant, dtype=np.int64)
-    rings = [_rings(index, place, scale) for place in meant]
-    picture = draw_instances(
-        image,
-        index.boxes[places] * scale,
-        index.labels[places],
-        [index.category_names[label] for label in index.labels[places]],
-        rings=rings if any(rings) else None,
-    )
     lit = [box for box in spot.boxes if np.isfinite(box).all()]
     lit += [tuple(box) for box in index.boxes[list(spot.annotations)]]
-    zoom = picture_zoom(*image.shape[:2]) * scale
-    return spotlight(picture, np.array(lit).reshape(-1, 4), zoom)
-
-
-def _rings(index: AnnotationIndex, place: int, scale: float) -> list[np.ndarray]:
-    return [
-        index.vertices[index.vertex_offsets[ring] : index.vertex_offsets[ring + 1]] * scale
-        for ring in range(index.ring_offsets[place], index.ring_offsets[place + 1])
-    ]
+    places = list(spot.annotations) or None
+    return draw_objects(index, spot.image, small, places, np.array(lit).reshape(-1, 4))
 
 
 def _classes(splits: dict[str, SplitStatistics]) -> Html:
