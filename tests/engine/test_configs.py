@@ -171,3 +171,16 @@ def test_the_rows_of_the_tables_are_the_papers(compose_tool) -> None:
         assert cfg.model.backbone.name.startswith({"r": "resnet", "x": "resnext101"}[row[0]])
         assert cfg.model.backbone.weights == ("a.pth" if "r101" in row else None)
         assert (cfg.training.max_steps, list(cfg.schedule.milestones)) == (160000, [120000])
+
+
+def test_the_last_table_compares_layers_of_masks(compose_tool) -> None:
+    """Mask R-CNN, table 2e: 1024 outputs of each hidden layer, or the FCN, all with an FPN."""
+    for row, kind, number in (("mlp2", "MLP", 2), ("mlp3", "MLP", 3), ("fcn", "FCN", 4)):
+        word = f"experiment/ablation/row@_global_={row}"
+        model = compose_tool("train", "experiment=ablation/table2e", word).model
+        head = model.mask_branch.head
+        assert head._target_.endswith(f".{kind}MaskHead")
+        assert (head.num_convs if kind == "FCN" else head.num_fcs) == number
+        assert head.width == (256 if kind == "FCN" else 1024)
+        assert model.backbone._target_.endswith("resnet_fpn")
+        assert model.roi_sampler.num_samples == 512

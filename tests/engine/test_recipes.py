@@ -13,13 +13,22 @@ from omegaconf import OmegaConf
 from tests.engine.small_recipes import make_inputs, shrink
 from tests.engine.test_configs import EXPERIMENTS
 
+# Rows of sweeps that are not what the recipe is without a choice.
+ROWS = {
+    "softmax": ("experiment=ablation/table2b", "model.mask_branch.head.masks=softmax"),
+    "mlp2": ("experiment=ablation/table2e", "experiment/ablation/row@_global_=mlp2"),
+    "mlp3": ("experiment=ablation/table2e", "experiment/ablation/row@_global_=mlp3"),
+}
+
 
 @pytest.fixture(scope="module")
-def recipes(compose_recipe):
+def recipes(compose_recipe, compose_tool):
     """A configuration for each different model, by the name of the first recipe that has it."""
     distinct = {}
-    for name in EXPERIMENTS:
-        cfg = shrink(compose_recipe(name))
+    composed = {name: compose_recipe(name) for name in EXPERIMENTS}
+    composed |= {name: compose_tool("train", *words) for name, words in ROWS.items()}
+    for name, cfg in composed.items():
+        cfg = shrink(cfg)
         distinct.setdefault(OmegaConf.to_yaml(cfg.model, resolve=True), (name, cfg))
     return dict(distinct.values())
 
@@ -72,6 +81,6 @@ def check_step(name, cfg, precision):
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_every_recipe_takes_a_step_and_detects(recipes, precision):
-    assert len(recipes) > 20
+    assert len(recipes) > 20 and recipes.keys() >= ROWS.keys()
     for name, cfg in recipes.items():
         check_step(name, cfg.copy(), precision)
