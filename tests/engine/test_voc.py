@@ -111,7 +111,7 @@ def test_what_cannot_be_measured_is_refused(compose_tool, trained_on_voc: Path) 
     at = f"checkpoint={trained_on_voc}"
     with pytest.raises(ValueError, match=r"evaluation\.metric=coco, but .*val\.txt is not COCO"):
         evaluate(compose_tool("evaluate", at, "evaluation.metric=coco"))
-    with pytest.raises(ValueError, match=r"evaluation\.metric=pascal.*coco, voc or null"):
+    with pytest.raises(ValueError, match=r"evaluation\.metric=pascal.*coco, lvis, voc or null"):
         evaluate(compose_tool("evaluate", at, "evaluation.metric=pascal"))
 
 
