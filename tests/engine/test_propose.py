@@ -103,7 +103,7 @@ def test_a_fast_rcnn_is_trained_evaluated_and_resumed_on_them(
     last = torch.load(run_dir / "checkpoints" / "last.pt", weights_only=True)
     assert not any(name.startswith("rpn.") for name in last["model"])
     with pytest.raises(ValueError, match="classifies given proposals"):
-        load(run_dir)
+        load(run_dir).predict(shapes_root / "val")
     with pytest.raises(ValueError, match="has no RPN to propose"):
         propose(compose_tool("propose", f"checkpoint={run_dir}", f"output={tmp_path}/p.npz"))
 
