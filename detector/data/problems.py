@@ -40,7 +40,7 @@ class Problem:
 
 
 class DamagedRecord(Exception):
-    """Raised with a :class:`Problem`'s ``what``, ``remedy`` and maybe ``box``, where it is found."""
+    """Raised with a :class:`Problem`'s ``what``, ``remedy`` and maybe ``box``, where it is seen."""
 
 
 def describe_problems(file: Path, problems: list[Problem]) -> str:
