@@ -1,6 +1,7 @@
-"""Works on datasets: examines them, converts them between formats, divides them.
+"""Works on datasets: examines and shows them, converts them between formats, divides them.
 
 python tools/data.py action=check experiment=NAME data.root=DIR output=DIR
+python tools/data.py action=browse experiment=NAME data.root=DIR output=DIR
 python tools/data.py action=convert data=coco data.root=DIR to=yolo output=DIR
 python tools/data.py action=split data=labelme data.root=DIR split=train to=coco output=DIR
 """
@@ -18,6 +19,7 @@ from detector.data.splitting import split_images
 from detector.data.writers.formats import FORMATS, Format
 from detector.data.writers.image_files import WAYS, place_images, placed_names
 from detector.engine import assembly
+from detector.engine.browse import browse
 from detector.engine.check import check
 from detector.engine.progress import open_console
 
@@ -58,6 +60,7 @@ def split(cfg: DictConfig, console: Console) -> None:
 
 ACTIONS: dict[str, Callable[[DictConfig, Console], None]] = {
     "check": check,
+    "browse": browse,
     "convert": convert,
     "split": split,
 }

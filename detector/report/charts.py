@@ -24,7 +24,7 @@ class Line:
     dot: tuple[float, float] | None = None
 
 
-def curves(title: str, lines: Sequence[Line], x_label: str, y_label: str) -> Html:
+def curves(title: str, lines: Sequence[Line], x_label: str) -> Html:
     """Curves over the unit square; a pointer that rests on one shows its name."""
     pieces = []
     for step in range(6):
@@ -42,7 +42,7 @@ def curves(title: str, lines: Sequence[Line], x_label: str, y_label: str) -> Htm
             x, y = line.dot
             pieces.append(tag("circle", name, cx=_x(x), cy=_y(y), r=4, class_=f"dot {line.mark}"))
     pieces.append(_text((LEFT + WIDTH) / 2, HEIGHT - 2, x_label, "middle"))
-    return _figure(f"{title} ({y_label})", pieces, f"{title}: {y_label} over {x_label}")
+    return _figure(title, pieces, title)
 
 
 def histogram(

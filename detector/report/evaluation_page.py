@@ -180,8 +180,8 @@ def _curves(own: Scored, other: Scored | None) -> Html | None:
                     if has_dot:
                         name += f", best F1 {dot[1]:.3f} from a confidence of {dot[0]:.3f}"
                     lines.append(Line(name, *points(overall), mark, dot if has_dot else None))
-            figures.append(curves(y_label, lines, x_label, y_label.lower()))
-        parts += [tag("h3", kind), tag("div", figures, class_="charts")]
+            figures.append(curves(f"{y_label} over {x_label}", lines, x_label))
+        parts += [tag("h3", kind), tag("div", figures, class_="charts narrow")]
     return section(
         "Curves",
         legend([f"{name}, all classes together" for name in _names(own, other)]),
@@ -192,49 +192,43 @@ def _curves(own: Scored, other: Scored | None) -> Html | None:
 
 
 def _per_class(own: Scored, other: Scored | None) -> Html:
-    kinds = [kind for kind in own.kinds if any(_ap_keys(own, kind))]
-    head: list[Any] = ["class"]
-    if own.errors:
-        head.append("objects")
+    kinds = [kind for kind in own.kinds if _ap_keys(own, kind)]
+    parts = []
     for kind in kinds:
-        head += [f"{kind} {key}" for key in _ap_keys(own, kind)]
-        if other is not None:
-            head += [f"{kind} change"]
-        if kind in own.errors:
-            head += ["AP50", "best F1", "from", "precision", "recall"]
-    rows = []
-    for k, (name, numbers) in enumerate(own.metrics["per_class"].items()):
-        cells: list[Any] = [name]
-        if own.errors:
-            first = next(iter(own.errors.values()))
-            cells.append(first["curves"][k]["num_objects"])
-        for kind in kinds:
-            keys = _ap_keys(own, kind)
-            cells += [_shown(numbers.get(f"{kind}_{key}")) for key in keys]
-            if other is not None:
-                former = other.metrics["per_class"].get(name, {}).get(f"{kind}_{keys[0]}")
-                cells.append(_change(numbers.get(f"{kind}_{keys[0]}"), former))
-            if kind in own.errors:
-                curve = own.errors[kind]["curves"][k]
-                cells += [
-                    _shown(curve[key])
-                    for key in (
-                        "AP50",
-                        "best_F1",
-                        "best_threshold",
-                        "best_precision",
-                        "best_recall",
-                    )
-                ]
-        rows.append(cells)  # fmt: skip
-    found = table(head, rows, sortable=True)
+        if len(kinds) > 1:
+            parts.append(tag("h3", kind))
+        parts.append(_class_table(own, other, kind))
     return section(
         "Classes",
-        found,
+        parts,
         _error_counts(own),
         lead='Click a head to sort. "From" is the confidence from which detections are kept for '
         "the best F1 of the class; precision and recall are there.",
     )
+
+
+def _class_table(own: Scored, other: Scored | None, kind: str) -> Html:
+    analysis = own.errors.get(kind)
+    keys = _ap_keys(own, kind)
+    head: list[Any] = ["class", *keys]
+    if other is not None:
+        head.append(f"change of {keys[0]}")
+    if analysis is not None:
+        head += ["AP50", "best F1", "from", "precision", "recall", "objects", "detections"]
+    rows = []
+    for k, (name, numbers) in enumerate(own.metrics["per_class"].items()):
+        first = f"{kind}_{keys[0]}"
+        cells: list[Any] = [name, *(_shown(numbers.get(f"{kind}_{key}")) for key in keys)]
+        if other is not None:
+            former = other.metrics["per_class"].get(name, {}).get(first)
+            cells.append(_change(numbers.get(first), former))
+        if analysis is not None:
+            curve = analysis["curves"][k]
+            names = ("AP50", "best_F1", "best_threshold", "best_precision", "best_recall")
+            cells += [_shown(curve[each]) for each in names]
+            cells += [curve["num_objects"], curve["num_detections"]]
+        rows.append(cells)
+    return table(head, rows, sortable=True)
 
 
 def _error_counts(own: Scored) -> Html | None:

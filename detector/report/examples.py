@@ -41,7 +41,7 @@ def example_sections(index: AnnotationIndex, own: Scored, other: Scored | None) 
             continue
         pairs = [draw.worst(record, analysis["class_names"]) for record in listed[:WORST_SHOWN]]
         parts.append(tag("h3", f"{name.capitalize()}: {analysis['counts'][name]:,}"))
-        parts.append(tag("div", pairs, class_="pairs"))
+        parts.append(tag("div", pairs, class_=draw.layout))
     worst = section(
         "Worst images by kind of error",
         parts or tag("p", "There are no errors."),
@@ -52,7 +52,7 @@ def example_sections(index: AnnotationIndex, own: Scored, other: Scored | None) 
     for key, title in WHOLE:
         if analysis["images"][key]:
             pairs = [draw.whole(record) for record in analysis["images"][key][:SHOWN]]
-            whole += [tag("h3", title), tag("div", pairs, class_="pairs")]
+            whole += [tag("h3", title), tag("div", pairs, class_=draw.layout)]
     good = section(
         "Best, typical, worst",
         whole,
@@ -70,6 +70,9 @@ class _Drawer:
         self.index = index
         self.own, self.other = own, other
         self.threshold = threshold
+        # Three pictures side by side take the page's width.
+        three = other is not None and other.results is not None
+        self.layout = "pairs wide" if three else "pairs"
         self.image_of = {int(identifier): i for i, identifier in enumerate(index.image_ids)}
 
     def worst(self, record: dict[str, Any], class_names: list[str]) -> Html:

@@ -69,15 +69,13 @@ def spotlight(picture: np.ndarray, boxes: np.ndarray, zoom: float) -> np.ndarray
         return picture
     height, width = picture.shape[:2]
     line = max(2, round(max(height, width) / 300))
-    light = np.zeros((height, width), bool)
-    places = []
+    light = np.zeros((height, width), np.uint8)
     for x1, y1, x2, y2 in (boxes * zoom).round().astype(int).tolist():
         # Room for names around the box, and to see a box without area at all.
         room = max(5 * line, max(height, width) // 25)
         x1, y1, x2, y2 = x1 - room, y1 - room, x2 + room, y2 + room
-        places.append((max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)))
-        light[places[-1][1] : places[-1][3], places[-1][0] : places[-1][2]] = True
-    result = np.where(light[..., None], picture, (picture * DIMMED).astype(np.uint8))
-    for x1, y1, x2, y2 in places:
-        cv2.rectangle(result, (x1, y1), (x2 - 1, y2 - 1), (255, 255, 255), line)
-    return result
+        light[max(y1, 0) : max(y2, 0), max(x1, 0) : max(x2, 0)] = 1
+    result = np.where(light[..., None] > 0, picture, (picture * DIMMED).astype(np.uint8))
+    # One frame around boxes that overlap.
+    outlines, _ = cv2.findContours(light, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    return cv2.drawContours(result, outlines, -1, (255, 255, 255), line)

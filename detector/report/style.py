@@ -35,7 +35,7 @@ code { font: 13px/1.45 ui-monospace, "SF Mono", Menlo, Consolas, monospace;
 .tile b { display: block; font-size: 24px; line-height: 1.25; font-weight: 600;
   font-variant-numeric: tabular-nums; }
 .tile span { color: var(--soft); font-size: 13px; }
-.tile em { font-style: normal; font-size: 13px; font-variant-numeric: tabular-nums; }
+em { font-style: normal; font-variant-numeric: tabular-nums; } .tile em { font-size: 13px; }
 .better { color: var(--good); } .worse { color: var(--bad); }
 .scroll { overflow-x: auto; margin: 10px 0; }
 table { border-collapse: collapse; font-size: 14px; }
@@ -49,6 +49,7 @@ th[aria-sort=ascending]::after { content: " \\2191"; }
 th[aria-sort=descending]::after { content: " \\2193"; }
 .charts { display: grid; gap: 14px 28px; margin: 10px 0;
   grid-template-columns: repeat(auto-fit, minmax(min(310px, 100%), 1fr)); }
+.charts.narrow { grid-template-columns: repeat(auto-fit, minmax(min(236px, 100%), 1fr)); }
 figure { margin: 0; min-width: 0; }
 figcaption { font-size: 13.5px; color: var(--soft); margin: 0 0 4px; overflow-wrap: anywhere; }
 svg { display: block; width: 100%; height: auto; }
@@ -90,7 +91,12 @@ svg .bar { fill: var(--accent); } svg .bar.b { fill: var(--other); }
   grid-template-columns: repeat(auto-fill, minmax(min(500px, 100%), 1fr)); }
 .pair { display: grid; gap: 4px; grid-template-columns: repeat(auto-fit, minmax(0, 1fr));
   grid-auto-flow: column; }
+.pairs.wide { grid-template-columns: 1fr; }
 .pair span { font-size: 12px; color: var(--soft); }
+.masks { display: flex; flex-wrap: wrap; gap: 6px; margin-top: 6px; }
+.masks div { width: 64px; } .masks img { image-rendering: pixelated; }
+.masks span { display: block; font-size: 11px; color: var(--soft); overflow: hidden;
+  text-overflow: ellipsis; white-space: nowrap; }
 img { display: block; width: 100%; height: auto; border-radius: 4px; background: var(--track); }
 .absent { display: grid; place-items: center; min-height: 120px; border-radius: 4px;
   background: var(--track); color: var(--soft); font-size: 13px; padding: 10px; text-align: center;
@@ -106,6 +112,9 @@ details { margin: 8px 0; } summary { cursor: pointer; color: var(--accent); }
 @media (max-width: 600px) {
   main { padding: 20px 14px 48px; } h1 { font-size: 22px; } h2 { margin-top: 34px; }
   .tile b { font-size: 20px; } .finding { padding: 10px 12px 12px; }
+  .rows { grid-template-columns: 1fr max-content; gap: 3px 10px; }
+  .rows .name { grid-column: 1 / -1; margin-top: 4px; }
+  .pair { grid-auto-flow: row; grid-template-columns: 1fr 1fr; }
   th, td { padding-right: 10px; } .records td { min-width: 88px; }
 }
 @media print { details:not([open]) > * { display: block; } .finding { break-inside: avoid; } }

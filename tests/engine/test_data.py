@@ -77,7 +77,7 @@ def test_images_are_referred_to_or_copied(run, shapes_root):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["action=paint"], "action=paint is not known: write convert or split"),
+        (["action=paint"], "action=paint is not known: write check, browse"),
         (["action=convert", "to=png"], "to=png is not known: write coco, voc"),
         (["action=convert", "split=test"], "split=test is not known"),
         (["action=split"], "split=None cannot be divided: write split=train"),
