@@ -19,7 +19,7 @@ train evaluate predict: $(ENVIRONMENT)
 	$(VENV)/bin/python tools/$@.py $(ARGS)
 
 test: $(ENVIRONMENT)
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile $(ARGS)
 
 lint: $(ENVIRONMENT)
 	$(VENV)/bin/python -m ruff check .
