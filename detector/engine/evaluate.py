@@ -3,6 +3,7 @@
 python tools/evaluate.py checkpoint=runs/shapes/.../checkpoints/best.pt
 python tools/evaluate.py checkpoint=PATH data=coco data.root=/data/coco
 python tools/evaluate.py detections=FILE annotations=FILE output=DIR
+torchrun --nproc-per-node=8 tools/evaluate.py checkpoint=PATH    each image on one of 8 GPUs
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from detector.engine.checkpoint import (
     load_checkpoint,
     load_weights,
 )
+from detector.engine.distributed import Ranks, check_alone, open_ranks
 from detector.engine.inference import evaluate_model
 from detector.engine.label_map import Relabelled, label_map
 from detector.engine.progress import open_console, track
@@ -29,6 +31,8 @@ from detector.engine.report import comparison_folder, write_report
 from detector.engine.score import score_detections, write_evaluation
 from detector.evaluation.table import evaluation_table
 from detector.setting_values import fit_value
+
+TIMEOUT = 1800.0  # seconds that the first of several processes may take to sum up
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -46,14 +50,21 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         ValueError, FileNotFoundError: a checkpoint or dataset that cannot be used.
     """
     if cfg.detections is not None:
+        check_alone("detections=FILE")
         return score_detections(cfg)
+    on_gpu = assembly.build(cfg.runtime).torch_device.type == "cuda"
+    with open_ranks(TIMEOUT, on_gpu) as ranks:
+        return _evaluate(cfg, ranks)
+
+
+def _evaluate(cfg: DictConfig, ranks: Ranks) -> dict[str, Any]:
     path = checkpoint_file(str(cfg.checkpoint))
     checkpoint = load_checkpoint(path)
     config = override(checkpoint_config(checkpoint, cfg.allow_code), cfg)
-    runtime = assembly.build(cfg.runtime)
+    runtime = ranks.place(assembly.build(cfg.runtime))
     runtime.apply()
 
-    dataset = assembly.build_dataset(config.data, "val")
+    dataset = ranks.in_turn(lambda: assembly.build_dataset(config.data, "val"))
     names = dataset.index.category_names
     labels = label_map(checkpoint["class_names"], names)
     if labels is None:
@@ -64,6 +75,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         num_workers=config.data.num_workers,
         buckets=assembly.plain(config.data.buckets),
         pin_memory=runtime.torch_device.type == "cuda",
+        rank=ranks.rank,
+        num_ranks=ranks.size,
     )
     model = assembly.build(config.model)
     assembly.check_proposals(model, dataset)
@@ -71,7 +84,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     model = runtime.place(model)
     evaluator = assembly.build_evaluator(config.evaluation, dataset, model)
 
-    console = open_console()
+    ranks.start()
+    ranks.waiting_for = "the end of the evaluation"
+    console = open_console(quiet=not ranks.is_first)
     console.print(
         f"{path}, step {checkpoint['step']}: {assembly.describe_model(model)}", soft_wrap=True
     )
@@ -80,7 +95,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     detector = with_augmentation(model, assembly.plain(config.evaluation.get("tta")))
     if labels is not None:
         detector = Relabelled(detector, labels).to(runtime.torch_device)
-    found = evaluate_model(detector, batches, evaluator, runtime)
+    found = evaluate_model(detector, batches, evaluator, runtime, ranks=ranks)
+    if not ranks.is_first:
+        return found.metrics
     console.print(evaluation_table(found))
 
     output = Path(str(cfg.output)) if cfg.output is not None else default_output(path)

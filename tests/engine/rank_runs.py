@@ -18,12 +18,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 
 from detector.cli import _reported as reported
 from detector.engine.data_parallel import DataParallel
+from detector.engine.evaluate import evaluate
 from detector.engine.train import train
 from detector.engine.training_step import TrainingStep
-from tests.engine.toy_training import toy_config
+from tests.engine.toy_training import CONFIGS, toy_config
 
 BASE = (
     "model=mask_rcnn_fpn",
@@ -113,6 +116,17 @@ def note_statistics(folder: Path) -> Callable[[int], None]:
     return note
 
 
+def evaluate_run(output: Path) -> Callable[[DictConfig], object]:
+    """Evaluates the last checkpoint of the run directory."""
+
+    def tool(cfg: DictConfig) -> None:
+        words = [f"checkpoint={cfg.run_dir}", f"output={output}", "allow_code=true"]
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            evaluate(compose("evaluate", [*words, "runtime.device=cpu"]))
+
+    return tool
+
+
 class Runs:
     """Starts trainings of one data set into one folder."""
 
@@ -128,6 +142,7 @@ class Runs:
         into: str | None = None,
         norm: str = "gn",
         prepare: Callable[[int], None] = lambda rank: None,
+        tool: Callable[[DictConfig], object] = train,
         patience: float = 120.0,
     ) -> None:
         """Trains, and writes ``<name>.json``; ranks that last longer than ``patience`` are killed.
@@ -139,6 +154,7 @@ class Runs:
             into: the run directory, ``name`` by default.
             norm: of the backbone.
             prepare: called in each rank before the training.
+            tool: what to do instead of training.
             patience: seconds after the first rank has ended badly.
         """
         with socket.socket() as probe:
@@ -150,7 +166,8 @@ class Runs:
             sys.stdout.flush()
             child = os.fork()
             if not child:
-                self._be(name, rank, num_ranks, port, overrides, into or name, norm, prepare)
+                settings = (overrides, into or name, norm, prepare, tool)
+                self._be(name, rank, num_ranks, port, *settings)
             children[child] = rank
         codes: dict[int, int] = {}
         seconds: dict[int, float] = {}
@@ -170,7 +187,7 @@ class Runs:
         (self.folder / f"{name}.json").write_text(json.dumps([ranks[r] for r in sorted(ranks)]))
         print(name, codes, f"{time.monotonic() - began:.1f} s", flush=True)
 
-    def _be(self, name, rank, num_ranks, port, overrides, into, norm, prepare) -> None:
+    def _be(self, name, rank, num_ranks, port, overrides, into, norm, prepare, tool) -> None:
         code = 70
         try:
             for number, kind in ((1, "stdout"), (2, "stderr")):
@@ -185,7 +202,7 @@ class Runs:
             cfg = toy_config(self.data_root, self.folder / into, *BASE, *overrides)
             cfg.model.backbone.norm = norm
             with reported("train"):
-                train(cfg)
+                tool(cfg)
             code = 0
         except SystemExit as end:
             code = end.code
@@ -207,6 +224,9 @@ def main(data_root: str, folder: Path) -> None:
     still = ("optimizer.lr=1e-30", "training.max_steps=1")
     run("still_one", 1, *still)
     run("still_two", 2, *still)
+    for number in (1, 2):
+        tool = evaluate_run(folder / f"evaluated_{number}")
+        run(f"evaluated_{number}", number, into="two", tool=tool)
     note = note_statistics(folder)
     run("statistics", 2, "training.precise_bn_steps=1", norm="bn", prepare=note)
 

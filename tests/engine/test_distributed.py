@@ -80,6 +80,15 @@ def test_sharded_evaluation_finds_what_one_rank_finds(runs: Path) -> None:
     assert two == one
 
 
+def test_the_tool_writes_the_same_on_two_ranks(runs: Path) -> None:
+    assert codes(runs, "evaluated_1") == [0] and codes(runs, "evaluated_2") == [0, 0]
+    one, two = runs / "evaluated_1", runs / "evaluated_2"
+    assert (one / "detections.json").stat().st_size > 1000
+    for name in ("evaluation.json", "detections.json"):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    assert (runs / "evaluated_2.1.stdout").read_text() == ""
+
+
 def test_batch_statistics_are_the_mean_of_the_ranks(runs: Path) -> None:
     assert codes(runs, "statistics") == [0, 0]
     before = [torch.load(runs / f"statistics_{rank}_3.pt") for rank in (0, 1)]
