@@ -1,7 +1,8 @@
-"""Works on datasets: examines and shows them, converts them between formats, divides them.
+"""Works on datasets: examines, shows, converts, divides and downloads them.
 
 python tools/data.py action=check experiment=NAME data.root=DIR output=DIR
 python tools/data.py action=browse experiment=NAME data.root=DIR output=DIR
+python tools/data.py action=download dataset=voc07 output=DIR
 python tools/data.py action=convert data=coco data.root=DIR to=yolo output=DIR
 python tools/data.py action=split data=labelme data.root=DIR split=train to=coco output=DIR
 """
@@ -21,6 +22,7 @@ from detector.data.writers.image_files import WAYS, place_images, placed_names
 from detector.engine import assembly
 from detector.engine.browse import browse
 from detector.engine.check import check
+from detector.engine.download import download
 from detector.engine.progress import open_console
 
 SPLITS = ("train", "val")
@@ -62,6 +64,7 @@ ACTIONS: dict[str, Callable[[DictConfig, Console], None]] = {
     "check": check,
     "browse": browse,
     "convert": convert,
+    "download": download,
     "split": split,
 }
 

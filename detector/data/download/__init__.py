@@ -1,0 +1,1 @@
+"""Fetches public datasets from their own sites."""
