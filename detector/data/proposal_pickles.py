@@ -57,10 +57,10 @@ def read_proposal_pickle(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray
             f"{len(scores)}; {REMEDY}"
         )
     mode = content.get("bbox_mode", XYXY)
-    if mode not in (XYXY, XYWH):
+    if not isinstance(mode, int | np.integer) or mode not in (XYXY, XYWH):
+        shown = mode if isinstance(mode, int | np.integer) else type(mode).__name__
         raise ValueError(
-            f"{path}: bbox_mode is {mode!r}; 0 (x1, y1, x2, y2) and 1 (x, y, width, height) are "
-            "read"
+            f"{path}: bbox_mode is {shown}; 0 (x1, y1, x2, y2) and 1 (x, y, width, height) are read"
         )
     image_ids = _image_ids(ids, path)
     rows, values = [], []

@@ -4,20 +4,31 @@ A pickle is a program: it names callables and calls them while it is being read,
 stranger may do anything. Here a name is looked up in a short table instead of being imported, and
 what the table has are not the functions of that name but checked stand-ins without state of their
 own: a pickle that wants anything else is refused before that is found, let alone called.
+
+A few bytes may ask for much, too: for room for what does not follow, for the same array again and
+again, for the hash or the text of tuples within tuples. Such pickles are refused as well.
 """
 
 from __future__ import annotations
 
 import collections
 import math
+import os
 import pickle
-from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
 # Numbers, booleans, texts and dates of fixed size: elements are bytes without references.
 PLAIN_KINDS = "biufcSUMm"
+# Elements that what is made of a pickle's content may have, for each of its bytes, and besides.
+# Arrays have one byte for one, and nothing is made of the same content twice.
+PER_BYTE, BESIDES = 4, 1 << 20
+# Elements of a tuple that is a key, those of tuples in it counted.
+KEY_ELEMENTS = 100
+MAX_DIMENSIONS = 64  # NumPy's own limit
 
 
 class ForbiddenName(pickle.UnpicklingError):
@@ -45,36 +56,123 @@ def load_pickle(
         pickle.UnpicklingError, EOFError, and what else malformed bytes cause.
     """
     unpickler = _Unpickler(file, encoding="latin1")
-    unpickler.allowed = _ALLOWED | {name: _StandIn(call) for name, call in (also or {}).items()}
+    unpickler.allowed = _ALLOWED | dict(also or {})
+    unpickler.left = PER_BYTE * _num_bytes(file) + BESIDES
     return _plain(unpickler.load(), {})
+
+
+def _num_bytes(file: BinaryIO) -> int:
+    here = file.tell()
+    end = file.seek(0, os.SEEK_END)
+    file.seek(here)
+    return end - here
 
 
 # Python's own unpickler in Python: the one in C reserves gigabytes for a single altered byte, the
 # place of a value in its memo.
 class _Unpickler(pickle._Unpickler):
-    allowed: dict[tuple[str, str], Any]
+    allowed: dict[tuple[str, str], Callable[..., Any]]
+    left: int
+    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
         # Python 3 puts what Python 2 calls __builtin__ into builtins; NumPy 2 moved its core.
         place = module.replace("numpy.core.", "numpy._core.").replace("__builtin__", "builtins")
         if (place, name) not in self.allowed:
             raise ForbiddenName(f"{module}.{name}")
-        return self.allowed[place, name]
+        return _StandIn(self.allowed[place, name], self)
 
     def persistent_load(self, reference: Any) -> Any:
-        raise ForbiddenName(f"an object kept outside the pickle ({str(reference)[:80]!r})")
+        raise ForbiddenName(f"an object kept outside the pickle ({_named(reference)})")
+
+    def get_extension(self, code: int) -> None:
+        raise ForbiddenName(f"what copyreg has under the number {code}")
+
+    def spend(self, made: Any) -> None:
+        """Counts the elements of what was made."""
+        made = made.array if isinstance(made, _Array) else made
+        if isinstance(made, np.ndarray | np.generic):  # bytes among the latter
+            self.left -= made.nbytes
+        elif isinstance(made, bytes | set | frozenset | dict):
+            self.left -= len(made)
+        if self.left < 0:
+            raise pickle.UnpicklingError("it makes far more of its content than there is")
+
+    def load_build(self) -> None:
+        super().load_build()
+        self.spend(self.stack[-1])
+
+    def load_bytearray8(self) -> None:
+        # The inherited one fills as many bytes as it is told before it reads any.
+        (length,) = struct.unpack("<Q", self.read(8))
+        self.append(bytearray(self.read(length)))
+
+    def load_setitem(self) -> None:
+        _check_keys(self.stack[-2:-1])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        _check_keys(self.stack[::2])
+        super().load_setitems()
+
+    def load_dict(self) -> None:
+        _check_keys(self.stack[::2])
+        super().load_dict()
+
+    def load_additems(self) -> None:
+        _check_keys(self.stack)
+        super().load_additems()
+
+    def load_frozenset(self) -> None:
+        _check_keys(self.stack)
+        super().load_frozenset()
+
+    for _opcode, _load in (
+        (pickle.BUILD, load_build),
+        (pickle.BYTEARRAY8, load_bytearray8),
+        (pickle.SETITEM, load_setitem),
+        (pickle.SETITEMS, load_setitems),
+        (pickle.DICT, load_dict),
+        (pickle.ADDITEMS, load_additems),
+        (pickle.FROZENSET, load_frozenset),
+    ):
+        dispatch[_opcode[0]] = _load
+    del _opcode, _load
+
+
+def _check_keys(keys: Iterable[Any]) -> None:
+    """Tuples that hold one tuple twice, which does likewise, take forever to hash and to print."""
+    for key in keys:
+        count, waiting = 0, [key]
+        while waiting:
+            part = waiting.pop()
+            if isinstance(part, tuple | frozenset):
+                count += len(part)
+                if count > KEY_ELEMENTS:
+                    raise pickle.UnpicklingError(f"a key has more than {KEY_ELEMENTS} elements")
+                waiting.extend(part)
+
+
+def _named(value: Any) -> str:
+    """For messages: a number or text, or what else it is; a container's text may have no end."""
+    if isinstance(value, str | bytes):
+        return repr(value[:80])
+    return repr(value) if isinstance(value, bool | float) else type(value).__name__
 
 
 class _StandIn:
     """Calls ``function``; a pickle cannot change it, having no attributes that could be set."""
 
-    __slots__ = ("_call",)
+    __slots__ = ("_call", "_unpickler")
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], unpickler: _Unpickler) -> None:
         object.__setattr__(self, "_call", function)
+        object.__setattr__(self, "_unpickler", unpickler)
 
     def __call__(self, *arguments: Any) -> Any:
-        return self._call(*arguments)
+        result = self._call(*arguments)
+        self._unpickler.spend(result)
+        return result
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise pickle.UnpicklingError(f"the pickle sets {name} of a function")
@@ -126,8 +224,10 @@ def _build(content: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
     """The array of ``content``: bytes of the elements, or for objects the list of them."""
     if not isinstance(dtype, _Dtype):
         raise pickle.UnpicklingError("an array's dtype is no dtype")
-    if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
-        raise pickle.UnpicklingError(f"an array's shape is {str(shape)[:80]}")
+    if not isinstance(shape, tuple) or not all(type(n) is int and 0 <= n < 1 << 62 for n in shape):
+        raise pickle.UnpicklingError("an array's shape is not of whole numbers")
+    if len(shape) > MAX_DIMENSIONS:
+        raise pickle.UnpicklingError(f"an array has {len(shape)} dimensions")
     size = math.prod(shape)
     if dtype.dtype.kind == "O":
         if not isinstance(content, list) or len(content) != size:
@@ -170,7 +270,7 @@ def _scalar(dtype: Any, content: Any) -> Any:
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     """How protocol 2 writes bytes in Python 3."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"bytes are encoded by {str(encoding)[:80]!r}")
+        raise pickle.UnpicklingError(f"bytes are encoded by {_named(encoding)}")
     return text.encode("latin1")
 
 
@@ -182,20 +282,39 @@ def _bytes(content: Any = b"", *encoding: Any) -> bytes:
     return content
 
 
-_ALLOWED: dict[tuple[str, str], Any] = {
-    # Immutable as classes, unlike one of ours.
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("builtins", "set"): set,
-    ("builtins", "frozenset"): frozenset,
+def _ordered_dict(items: Any = ()) -> collections.OrderedDict:
+    """Of pairs in a list, as the first protocols write them."""
+    if not isinstance(items, list | tuple):
+        raise pickle.UnpicklingError(f"a dict is made from {type(items).__name__}")
+    pairs = [tuple(item) for item in items]
+    _check_keys(pair[0] for pair in pairs)
+    return collections.OrderedDict(pairs)
+
+
+def _set(elements: Any = ()) -> set:
+    if not isinstance(elements, list | tuple):
+        raise pickle.UnpicklingError(f"a set is made from {type(elements).__name__}")
+    _check_keys(elements)
+    return set(elements)
+
+
+def _frozenset(elements: Any = ()) -> frozenset:
+    return frozenset(_set(elements))
+
+
+_ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
+    ("collections", "OrderedDict"): _ordered_dict,
+    ("builtins", "set"): _set,
+    ("builtins", "frozenset"): _frozenset,
     ("builtins", "complex"): complex,
-    ("builtins", "bytes"): _StandIn(_bytes),
-    ("builtins", "bytearray"): _StandIn(_bytes),
-    ("_codecs", "encode"): _StandIn(_encode),
-    ("numpy", "ndarray"): _StandIn(_reconstruct),
-    ("numpy", "dtype"): _StandIn(_dtype),
-    ("numpy._core.multiarray", "_reconstruct"): _StandIn(_reconstruct),
-    ("numpy._core.multiarray", "scalar"): _StandIn(_scalar),
-    ("numpy._core.numeric", "_frombuffer"): _StandIn(_frombuffer),
+    ("builtins", "bytes"): _bytes,
+    ("builtins", "bytearray"): _bytes,
+    ("_codecs", "encode"): _encode,
+    ("numpy", "ndarray"): _reconstruct,
+    ("numpy", "dtype"): _dtype,
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy._core.multiarray", "scalar"): _scalar,
+    ("numpy._core.numeric", "_frombuffer"): _frombuffer,
 }
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import copyreg
 import functools
 import io
 import operator
@@ -197,3 +198,55 @@ def test_altered_bytes_run_nothing():
         with contextlib.suppress(Exception):  # the process lives, and nothing was imported
             loads(bytes(altered))
     assert set(sys.modules) == modules
+
+
+def _nested(depth: int) -> bytes:
+    """Opcodes of a tuple that holds a tuple twice, which holds one twice, ..."""
+    again = (b"q" + bytes([n]) + b"h" + bytes([n]) + b"\x86" for n in range(depth))
+    return b"K\x01\x85" + b"".join(again)
+
+
+def _again(function: bytes, arguments: bytes, times: int = 2000) -> bytes:
+    """A list of what ``function`` makes of the same arguments, again and again."""
+    return (
+        b"\x80\x02" + function + b"q\x00" + arguments + b"q\x01](" + b"h\x00h\x01R" * times + b"e."
+    )
+
+
+LONG = struct.pack("<I", 100_000) + bytes(100_000)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"\x80\x05\x96" + struct.pack("<Q", 1 << 40) + b".", id="room"),
+        pytest.param(b"\x80\x02}" + _nested(200) + b"K\x01s.", id="hash of a key"),
+        pytest.param(b"\x80\x02}(" + _nested(200) + b"K\x01u.", id="of one of many keys"),
+        pytest.param(b"\x80\x04\x8f(" + _nested(200) + b"\x90.", id="of a set's element"),
+        pytest.param(b"\x80\x04(" + _nested(200) + b"\x91.", id="of a frozen set's"),
+        pytest.param(b"\x80\x02cbuiltins\nset\n]" + _nested(200) + b"a\x85R.", id="of a list's"),
+        pytest.param(_nested(200) + b"Q.", id="text of a reference"),
+        pytest.param(
+            _again(b"c_codecs\nencode\n", b"X" + LONG + b"\x85"), id="the same bytes often"
+        ),
+        pytest.param(
+            _again(
+                b"cnumpy._core.multiarray\nscalar\n",
+                b"cnumpy\ndtype\nU\x07S100000\x85RT" + LONG + b"\x86",
+            ),
+            id="the same array often",
+        ),
+    ],
+)
+def test_few_bytes_do_not_ask_for_much(content):
+    with pytest.raises((pickle.UnpicklingError, EOFError)):
+        loads(content)
+
+
+def test_numbers_of_copyreg_are_refused_though_something_known_has_them():
+    copyreg.add_extension("os", "getcwd", 77)
+    try:
+        with pytest.raises(ForbiddenName, match="77"):
+            loads(b"\x80\x02\x82M.")
+    finally:
+        copyreg.remove_extension("os", "getcwd", 77)
