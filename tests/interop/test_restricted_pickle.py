@@ -213,7 +213,7 @@ def _again(function: bytes, arguments: bytes, times: int = 2000) -> bytes:
     )
 
 
-LONG = struct.pack("<I", 100_000) + bytes(100_000)
+LONG = struct.pack("<I", 100_000) + b"x" * 100_000
 
 
 @pytest.mark.parametrize(
