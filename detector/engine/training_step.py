@@ -36,8 +36,8 @@ class TrainingStep:
         optimizer: of its parameters.
         runtime: how to run it.
         guard: takes the optimiser's step.
-        seed: of the training; a step draws from ``(seed, step)``, and further batches and ranks
-            from ``(seed, step, number, rank)``.
+        seed: of the training; a step draws from ``(seed, step)``, in further batches from ``(seed,
+            step, number)``, and on further ranks from ``(seed, step, number, rank)``.
         gradient_clip: largest L2 norm of all gradients together, or ``None``.
         ranks: that take the step together.
     """
@@ -126,7 +126,8 @@ class TrainingStep:
         self, forward: Callable[..., dict[str, Tensor]], batch: Batch, step: int, number: int
     ) -> dict[str, Tensor]:
         rank = self.parallel.ranks.rank
-        seed_everything(self.seed, step, *([number, rank] if number or rank else []))
+        further = [number, rank] if rank else [number] if number else []
+        seed_everything(self.seed, step, *further)
         with self.runtime.autocast():
             return forward(batch.images, batch.image_sizes, batch.targets, *given_proposals(batch))
 
