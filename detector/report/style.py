@@ -86,7 +86,7 @@ svg .bar { fill: var(--accent); } svg .bar.b { fill: var(--other); }
 .records td { overflow-wrap: anywhere; min-width: 110px; max-width: 460px; }
 .records td:first-child { min-width: 180px; }
 .pictures { display: grid; gap: 12px; margin: 12px 0 2px;
-  grid-template-columns: repeat(auto-fill, minmax(min(250px, 100%), 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(min(230px, 100%), 1fr)); }
 .pairs { display: grid; gap: 18px 22px; margin: 10px 0;
   grid-template-columns: repeat(auto-fill, minmax(min(500px, 100%), 1fr)); }
 .pair { display: grid; gap: 4px; grid-template-columns: repeat(auto-fit, minmax(0, 1fr));

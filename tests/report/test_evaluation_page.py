@@ -1,4 +1,4 @@
-"""The page holds the numbers of the evaluation, and nothing that names of files or classes smuggle."""
+"""The page holds the numbers of the evaluation, and nothing that names smuggle in."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_images_show_truth_beside_finding(page):
 def test_two_on_one_page(dataset, found, tmp_path):
     from detector.engine.score import write_evaluation
 
-    root, _, index = dataset
+    _, _, index = dataset
     other = evaluate(dataset, 6.0, "two")
     write_evaluation(other, tmp_path / "second" / "evaluation")
     read = read_scored(tmp_path / "second/evaluation/evaluation.json", index)
