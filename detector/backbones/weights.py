@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from detector.backbones.torchvision_weights import fetch_weights, is_torchvision
+from detector.backbones.torchvision_weights import fetch_weights, find_weights, is_torchvision
 from detector.interop.detectron2_networks import Conventions, imagenet_network
 from detector.interop.files import read_state
 
@@ -41,6 +41,21 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], Conventions | None]:
         raise FileNotFoundError(f"{error}; check model.backbone.weights") from error
     network = imagenet_network(file)
     return (file.tensors, None) if network is None else (network.tensors, network.conventions)
+
+
+def expected_pixels(path: str | Path) -> Conventions | None:
+    """What a network expects of its pixels, where its file or torchvision's catalogue says so.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`read_state_dict`; nothing is fetched.
+    """
+    if not is_torchvision(path):
+        return _read(path)[1]
+    preset = find_weights(str(path)).transforms()
+    if not hasattr(preset, "mean"):  # of a detector
+        return None
+    mean, std = (tuple(255 * x for x in values) for values in (preset.mean, preset.std))
+    return Conventions(mean, std, bgr=False)
 
 
 def _check_stride(module: nn.Module, path: str | Path, conventions: Conventions | None) -> None:

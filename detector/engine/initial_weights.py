@@ -11,6 +11,7 @@ from torch import nn
 
 from detector.backbones.freezing import Freezable
 from detector.backbones.torchvision_weights import find_weights, is_torchvision
+from detector.backbones.weights import expected_pixels
 from detector.data.index import AnnotationIndex
 from detector.engine.checkpoint import checkpoint_file, load_checkpoint, load_weights
 from detector.engine.model_differences import model_differences
@@ -51,11 +52,12 @@ def check_initial_weights(
         freeze: see :func:`freeze_parts`.
 
     Returns:
-        Sentences: if random values of the trunk are kept as they are, which rarely trains; or if a
-        setting has no effect.
+        Sentences: if random values of the trunk are kept as they are, which rarely trains; if its
+        weights were trained with other pixels; or if a setting has no effect.
 
     Raises:
         FileNotFoundError: there is no such weights file or checkpoint.
+        ValueError: the weights file is damaged or unsafe.
     """
     init = init or {}
     parts = dict(initial_parts(init))
@@ -72,6 +74,7 @@ def check_initial_weights(
         return warnings
     if backbone["weights"] is not None:
         _check_weights_file(str(backbone["weights"]))
+        warnings += _other_pixels(str(backbone["weights"]), model.get("normalizer") or {})
         if init.get("checkpoint") is not None:
             warnings.append(
                 "both init and model.backbone.weights are given: where both have a tensor, init's "
@@ -106,6 +109,30 @@ def _check_weights_file(weights: str) -> None:
     path = Path(weights).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights file; check model.backbone.weights")
+
+
+def _other_pixels(weights: str, normalizer: Mapping[str, Any]) -> list[str]:
+    """A sentence if a trunk was trained with another mean or deviation of the pixels."""
+    if not {"mean", "std"} <= normalizer.keys():
+        return []
+    expected = expected_pixels(weights)
+    if expected is None:
+        return []
+    # Means of ImageNet by other counts, and rounded ones, are the same to a network.
+    is_same = all(
+        abs(own - value) <= tolerance
+        for key, tolerance in (("mean", 2.0), ("std", 0.5))
+        for own, value in zip(normalizer[key], getattr(expected, key), strict=True)
+    )
+    if is_same:
+        return []
+    mean, std = (
+        ",".join(f"{value:.6g}" for value in values) for values in (expected.mean, expected.std)
+    )
+    return [
+        f"{weights}: this network was trained with other pixels than model.normalizer gives it; "
+        f"set model.normalizer.mean=[{mean}] model.normalizer.std=[{std}]"
+    ]
 
 
 def read_initial_checkpoint(init: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -54,6 +54,32 @@ def test_random_values_that_learn_and_loaded_ones_pass(tmp_path: Path) -> None:
     assert warnings(weights=weights, norm="frozen_bn", freeze_at=2) == []
 
 
+def test_pixels_that_a_trunk_was_not_trained_with_are_said(tmp_path: Path) -> None:
+    """MSRA's networks of Detectron2 take pixels that are not divided."""
+    norm = {"norm." + key: torch.ones(64) for key in ("weight", "bias", "running_mean")}
+    state = {f"stem.conv1.{key}": value for key, value in norm.items()}
+    state |= {"stem.conv1.norm.running_var": torch.ones(64)}
+    state |= {"stem.conv1.weight": torch.ones(64, 3, 7, 7)}
+    state |= {f"res2.0.conv{n}.weight": torch.ones(64, 64, 1, 1) for n in (1, 2, 3)}
+    torch.save(state, tmp_path / "R-50.pth")
+
+    def said(weights: str, mean: list[float], std: list[float]) -> list[str]:
+        model = {"backbone": {"weights": weights}, "normalizer": {"mean": mean, "std": std}}
+        return check_initial_weights(OmegaConf.create(model))
+
+    mean, std, ones = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375], [1.0, 1.0, 1.0]
+    msra = str(tmp_path / "R-50.pth")
+    [sentence] = said(msra, mean, std)
+    assert "set model.normalizer.mean=[123.675,116.28,103.53] model.normalizer.std=[1,1,1]" in (
+        sentence
+    )
+    assert said(msra, mean, ones) == said(msra, [122.77, 115.95, 102.98], ones) == []
+    assert len(said(msra, mean[::-1], ones)) == 1
+    theirs = "torchvision://ResNet50_Weights.IMAGENET1K_V2"
+    assert said(theirs, mean, std) == []
+    assert "std=[58.395,57.12,57.375]" in said(theirs, mean, ones)[0]
+
+
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pth: no such weights file"):
         warnings(weights="nowhere.pth")
