@@ -25,6 +25,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from detector.cli import find_configs
 from detector.engine import assembly
 from detector.engine.atomic_file import write_json
 from detector.engine.checkpoint import checkpoint_config, load_checkpoint
@@ -120,7 +121,7 @@ def train_alternating(cfg: DictConfig) -> dict[str, Any]:
         f"{', '.join(stage.name for stage in STAGES[1:])} and {run.last}",
         soft_wrap=True,
     )
-    metrics = evaluate(_tool_config(cfg, checkpoint=str(run.last), evaluation={}))
+    metrics = evaluate(_tool_config(cfg, "evaluate", checkpoint=str(run.last)))
     write_json(run.metrics, metrics)
     return metrics
 
@@ -218,7 +219,8 @@ def export_proposals(
     # Images as in evaluation, which a file can be for, but as many boxes before and after NMS as in
     # training: py-faster-rcnn lets even more into NMS here, all of them.
     layer = f"{'train' if split == 'train' else 'test'}_proposals"
-    return propose(_tool_config(cfg, **options, split=split, num_proposals=number, layer=layer))
+    options |= {"split": split, "num_proposals": number, "layer": layer}
+    return propose(_tool_config(cfg, "propose", **options))
 
 
 def _num_proposals(cfg: DictConfig, split: str) -> int:
@@ -277,13 +279,13 @@ def _report_finished(directory: RunDirectory, config: DictConfig, console: Conso
         console.print(f"warning: has no effect on it any more: {change}", soft_wrap=True)
 
 
-def _tool_config(cfg: DictConfig, **settings: Any) -> DictConfig:
-    """What ``tools/propose.py`` and ``evaluate.py`` get: the data and the runtime as given now."""
-    config = {
+def _tool_config(cfg: DictConfig, tool: str, **settings: Any) -> DictConfig:
+    """What ``tools/<tool>.py`` gets: its own settings, the data and the runtime as given now."""
+    own = OmegaConf.load(find_configs() / f"{tool}.yaml")
+    del own["defaults"]
+    given = {
         "data": OmegaConf.to_container(cfg.data, resolve=False),
         "runtime": assembly.plain(cfg.runtime),
-        "evaluation": OmegaConf.to_container(cfg.evaluation, resolve=False),
-        "output": None,
         "allow_code": True,
     }
-    return OmegaConf.create(config | settings)
+    return OmegaConf.merge(own, given, settings)
