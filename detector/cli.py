@@ -45,7 +45,7 @@ TOOLS = {
     ),
     "data": (
         "detector.engine.data",
-        "datasets: action=convert|split data=NAME data.root=FOLDER to=FORMAT output=FOLDER",
+        "datasets: action=check|browse|convert|split|download data=NAME data.root=FOLDER",
     ),
     "convert": (
         "detector.interop.convert",
