@@ -201,17 +201,48 @@ def _own_name(name: str, own: Collection[str]) -> str | None:
     return next((candidate for candidate in candidates if candidate in own), None)
 
 
+def network_names(
+    name: str, options: Mapping[str, Any], levels: Sequence[int] = (2, 3, 4, 5)
+) -> dict[str, str | None]:
+    """What a trunk's network calls the tensors of the whole model ``name``.
+
+    Args:
+        name: see :class:`TimmTrunk`, as are ``options`` and ``levels``.
+        options: of ``timm.create_model``.
+        levels: where the trunk ends.
+
+    Returns:
+        By the names of timm's files; ``None`` for what the trunk leaves out.
+
+    Raises:
+        ValueError: see :class:`TimmTrunk`.
+    """
+    timm = _import_timm()
+    network = _create(timm, name, options)
+    indices = _feature_indices(name, network, levels)
+    network = _create(timm, name, options, out_indices=indices)
+    return _names_of_file(timm, name, options, network)
+
+
+def _names_of_file(
+    timm: ModuleType, name: str, options: Mapping[str, Any], network: nn.Module
+) -> dict[str, str | None]:
+    own = network.state_dict().keys()
+    whole = timm.create_model(name, pretrained=False, **options).state_dict().keys()
+    return {key: _own_name(key, own) for key in whole}
+
+
 def _load_weights(
     timm: ModuleType, name: str, options: Mapping[str, Any], network: nn.Module, path: str
 ) -> None:
     """Copies a whole model's file; what ``features_only`` cut off is left out."""
+    names = _names_of_file(timm, name, options, network)
     own = network.state_dict().keys()
-    whole = timm.create_model(name, pretrained=False, **options).state_dict().keys()
     state = {}
     for key, value in read_state_dict(path).items():
-        renamed = _own_name(key, own)
-        if renamed is not None or key not in whole:  # an unknown name is refused when copying
-            state[renamed or key] = value
+        renamed = names[key] if key in names else _own_name(key, own) or key
+        if renamed is not None:  # an unknown name is refused when copying
+            state[renamed] = value
     copy_weights(network, state, path)
 
 

@@ -28,8 +28,8 @@ from detector.engine.progress import open_console
 from detector.interop import torchvision
 from detector.interop.files import StateFile, read_state
 from detector.interop.fitting import convert_state, nearest
-from detector.interop.formats import FORMATS
-from detector.interop.recipes import Format, Recipe, compose_config
+from detector.interop.formats import READERS
+from detector.interop.recipes import Reader, Recipe, compose_config
 from detector.interop.writing import write_foreign
 
 
@@ -79,8 +79,8 @@ def load_any(
     """The content of a checkpoint of ours, whatever package ``source`` is of.
 
     Args:
-        source: a checkpoint of ours or its run directory, a file of torchvision's or Detectron2's
-            weights, or ``torchvision://NAME``.
+        source: a checkpoint of ours or its run directory, a file of torchvision's, Detectron2's or
+            timm's weights, or ``torchvision://NAME``.
         overrides: of the configuration that is recognised, such as
             ``model.box_branch.detections.score_threshold=0.3``; not for checkpoints of ours.
         class_names: of label 0, 1, ... where the file does not name them.
@@ -127,13 +127,13 @@ def load_any(
     }
 
 
-def recognise(state: StateFile) -> tuple[Format, Recipe]:
+def recognise(state: StateFile) -> tuple[Reader, Recipe]:
     """The package that a state dict is of, and its recipe.
 
     Raises:
         ValueError: it is of none.
     """
-    for module in FORMATS.values():
+    for module in READERS.values():
         recipe = module.recognise(state)
         if recipe is not None:
             return module, recipe

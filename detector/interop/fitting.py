@@ -12,13 +12,13 @@ from detector.engine.parts import build_without_memory
 from detector.interop.files import StateFile
 from detector.interop.formats import FORMATS
 from detector.interop.key_rules import UnknownKeys
-from detector.interop.recipes import Format, Recipe, compose_config
+from detector.interop.recipes import Reader, Recipe, compose_config
 
 # Differences that a message shows.
 SHOWN = 6
 
 
-def convert_state(state: StateFile, recipe: Recipe, module: Format) -> dict[str, Tensor]:
+def convert_state(state: StateFile, recipe: Recipe, module: Reader) -> dict[str, Tensor]:
     """Our state dict, of which every name and shape is the model's.
 
     The trunk of an ImageNet network may lack stages, which is nobody's mistake.
@@ -55,7 +55,7 @@ def expected_state(recipe: Recipe) -> dict[str, Tensor]:
 
 
 def _differences(
-    model: Mapping[str, Tensor], expected: Mapping[str, Tensor], recipe: Recipe, module: Format
+    model: Mapping[str, Tensor], expected: Mapping[str, Tensor], recipe: Recipe, module: Reader
 ) -> list[str]:
     """A line for each, in the order of the model."""
 

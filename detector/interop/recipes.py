@@ -50,8 +50,8 @@ class Recipe:
         return replace(self, class_names=tuple(class_names), category_ids=tuple(category_ids))
 
 
-class Format(Protocol):
-    """What the module of a format offers."""
+class Reader(Protocol):
+    """What the module of a format that is read offers."""
 
     def recognise(self, state: StateFile) -> Recipe | None:
         """The recipe of a file by its names and shapes; ``None`` if it is not of this format."""
@@ -59,11 +59,15 @@ class Format(Protocol):
     def to_ours(self, state: StateFile, recipe: Recipe) -> dict[str, Tensor]:
         """Our state dict; :class:`detector.interop.key_rules.UnknownKeys` for foreign names."""
 
-    def from_ours(self, model_state: dict[str, Tensor], config: DictConfig) -> dict[str, Tensor]:
-        """Their state dict of our model; ``ValueError`` if they have no such architecture."""
-
     def their_name(self, name: str, recipe: Recipe) -> str | None:
         """What they call our ``name``, for messages."""
+
+
+class Format(Reader, Protocol):
+    """What the module of a format that is read and written offers."""
+
+    def from_ours(self, model_state: dict[str, Tensor], config: DictConfig) -> dict[str, Tensor]:
+        """Their state dict of our model; ``ValueError`` if they have no such architecture."""
 
     def known_recipes(self) -> Sequence[Recipe]:
         """One recipe of each model, among which the nearest to a foreign file is looked for."""
