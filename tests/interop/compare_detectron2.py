@@ -60,6 +60,7 @@ from tests.interop.detectron2_expected import (
     caffe2_blobs,
     compare,
     gradient_errors,
+    largest_difference,
     summarise,
     summarise_gradients,
 )
@@ -222,7 +223,7 @@ def check_inference(
     for name, value in expected.items():
         if found[name].shape == value.shape:
             kind = name.rstrip("0123456789")
-            error = np.abs(found[name].astype(np.float64) - value).max(initial=0.0)
+            error = largest_difference(kind, found[name], value)
             kinds[kind] = max(kinds.get(kind, 0.0), error)
     print(f"{case.name}: {counts} detections; largest differences")
     print("  " + ", ".join(f"{kind} {error:.1e}" for kind, error in kinds.items()), flush=True)
