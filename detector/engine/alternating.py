@@ -195,6 +195,14 @@ def stage_config(cfg: DictConfig, own: DictConfig, stage: Stage, run: RunDirecto
         for part in parts if kind != stage.kind else ():
             del config.model[part]
     OmegaConf.set_struct(config.model, None)
+    multipliers = config.optimizer.get("lr_multipliers")
+    others = {part for kind in OWN_PARTS if kind != stage.kind for part in OWN_PARTS[kind]}
+    if multipliers:  # parts of the other kind's networks learn in its stages
+        config.optimizer.lr_multipliers = {
+            path: factor
+            for path, factor in multipliers.items()
+            if path.partition(".")[0] not in others
+        }
     return config
 
 

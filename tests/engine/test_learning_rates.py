@@ -12,9 +12,12 @@ from detector.backbones.resnet import ResNet
 from detector.backbones.timm_trunk import TimmTrunk
 from detector.backbones.vgg import VGG16
 from detector.backbones.zf import ZF
+from detector.engine.alternating import STAGES, split_settings, stage_config
+from detector.engine.assembly import build
 from detector.engine.initial_weights import freeze_parts
 from detector.engine.learning_rates import layer_factors, lr_factors
 from detector.engine.optimizer import parameter_groups
+from detector.engine.run_directory import RunDirectory
 
 
 class Model(nn.Module):
@@ -198,3 +201,22 @@ def test_settings_on_the_command_line_reach_the_groups(compose_tiny) -> None:
     assert rates[trunk.layer2[0].conv1.weight] == pytest.approx(0.02)
     assert rates[model.backbone.lateral[0][0].weight] == 0.2
     assert rates[model.rpn.head.objectness.bias] == 0.2
+
+
+def test_learning_rates_of_parts_reach_the_stages_that_have_them(compose_tool, tmp_path) -> None:
+    choice = ("~experiment", "model=faster_rcnn_fpn", "backbone=resnet18_fpn", "num_classes=3")
+    rates = "optimizer.lr_multipliers={rpn: 2.0, box_branch.head: 3.0, backbone: 0.5}"
+    decay = "optimizer.layer_decay=0.8"
+    overrides = (*choice, "training=alternating", rates, decay)
+    cfg, settings = split_settings(compose_tool("train", *overrides))
+    run = RunDirectory(tmp_path)
+    found = []
+    for stage in STAGES:
+        config = stage_config(cfg, settings[stage.kind], stage, run)
+        with torch.device("meta"):
+            model = build(config.model)
+        factors = lr_factors(model, config.optimizer.lr_multipliers, config.optimizer.layer_decay)
+        rate = {name: round(factors[p], 6) for name, p in model.named_parameters() if p in factors}
+        own = "rpn.head.deltas.bias" if stage.kind == "rpn" else "box_branch.head.fc1.bias"
+        found.append((rate[own], rate["backbone.lateral.0.0.weight"]))
+    assert found == [(2.0, 0.5), (3.0, 0.5)] * 2
