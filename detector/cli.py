@@ -265,7 +265,7 @@ def _explain(error: BaseException, tool: str, config_dir: Path | None) -> str:
         return f"{missing[1]} must be given: {missing[1]}=..."
     if isinstance(error, OverrideParseException):
         reason = message.split("\nSee http")[0]
-        if "missing EQUAL" in reason:
+        if "missing EQUAL" in reason or "expecting ID" in reason:  # a path, with nothing before it
             reason += f"\nSettings are key=value without blanks, see `detector {tool} --help`"
         return f"{reason}\nA value with blanks, commas, brackets or = needs quotes: {_QUOTED}"
     if isinstance(error, HydraException):

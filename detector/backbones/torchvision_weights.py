@@ -36,7 +36,7 @@ def find_weights(source: str) -> WeightsEnum:
     except ValueError:
         known = [str(entry) for model in list_models() for entry in weights_of(model)]
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        hint = f"; did you mean {' or '.join(near)}?" if near else "."
         raise ValueError(
             f"{source}: torchvision has no weights of this name{hint} Names are written as "
             "torchvision://ResNet50_Weights.IMAGENET1K_V2"
