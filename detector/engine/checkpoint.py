@@ -126,7 +126,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if missing:
         raise ValueError(
             f"{path} is not a checkpoint of this package: it has no {', '.join(missing)}. "
-            "Give a file written by training, <run_dir>/checkpoints/last.pt or best.pt"
+            "Give a file written by training, <run_dir>/checkpoints/last.pt or best.pt; weights of "
+            f"another package become one by tools/convert.py source={path} output=FILE.pt"
         )
     if content["format"] != FORMAT:
         raise ValueError(
