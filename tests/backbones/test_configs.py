@@ -15,6 +15,7 @@ STRIDES = {
     **dict.fromkeys(NAMES, P2_TO_P6),
     **dict.fromkeys(("resnet50_c4", "resnet101_c4", "resnet50_dc5", "resnet101_dc5"), C4),
     **dict.fromkeys(("vgg16", "zf"), C4),
+    "resnet50_c5": (32,),
     "mobilenet_v3_large_fpn": (32, 32, 64),
 }
 

@@ -51,7 +51,7 @@ def test_a_report_says_what_was_measured_on_what(benchmark, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("what=op", "ops, kernels or data"),
+        ("what=op", "ops, kernels, data or evaluate"),
         ("device=tpu", "auto, cpu or cuda"),
         ("repeats=0", "at least one"),
         ("only=warp", "no op has this in its name"),

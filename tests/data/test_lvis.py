@@ -62,7 +62,7 @@ def test_written_again(lvis):
 def test_a_dataset_of_it(lvis):
     lvis()
     dataset = LVISDataset("annotations.json", ".", root=lvis.folder.root)
-    assert len(dataset[0]) == 2 and dataset.metric == "coco"
+    assert len(dataset[0]) == 2 and dataset.metric == "lvis"
 
 
 @pytest.mark.parametrize("value", [None, [5], "3", [[3]]])
