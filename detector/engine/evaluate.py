@@ -105,7 +105,7 @@ def _evaluate(cfg: DictConfig, ranks: Ranks) -> dict[str, Any]:
     if cfg.report:
         index = dataset.index if model.has_classes else dataset.index.as_one_class()
         compare = comparison_folder(cfg, output, evaluate)
-        written += f", {write_report(found, index, output, run_name(path), compare)}"
+        written += f", and {write_report(found, index, output, run_name(path), compare)}"
     console.print(f"written to {output}/{written}", soft_wrap=True)
     return found.metrics
 

@@ -68,7 +68,7 @@ def score_detections(cfg: DictConfig) -> dict[str, Any]:
             index.image_root = Path(str(cfg.images))
         compare = comparison_folder(cfg, output)
         name = Path(str(cfg.detections)).name
-        written += f", {write_report(found, index, output, name, compare)}"
+        written += f", and {write_report(found, index, output, name, compare)}"
     console.print(f"written to {output}/{written}", soft_wrap=True)
     return found.metrics
 

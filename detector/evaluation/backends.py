@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -129,6 +130,8 @@ def _faster_coco_eval(
 ) -> tuple[np.ndarray, np.ndarray]:
     import faster_coco_eval  # the other backend does without
 
+    # It says what it does at each call, as information.
+    logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
     sides = [faster_coco_eval.COCO(), faster_coco_eval.COCO()]
     for coco, dataset in zip(sides, (truth, found), strict=True):
         coco.dataset = dataset
