@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +11,7 @@ from detector.data.file_digests import digest_files
 from detector.data.index import AnnotationIndex
 from detector.data.json_files import NotRecords, no_garbage_collection, parse_json, split_records
 from detector.data.problems import OnError
-from detector.data.reading import cached_index, check_index
+from detector.data.reading import cache_name, cached_index, check_index, check_paths
 
 # Part of the cache's key: raise it whenever reading the same file gives another index.
 _READER_VERSION = 4
@@ -52,35 +50,13 @@ def read_coco(
         ValueError: the file is not COCO JSON, the dataset is empty, or records are damaged.
     """
     annotations, images = check_paths(annotations, images)
-    key = [digest_files([annotations])]
-    if keypoint_flip is not None:
-        key.append(json.dumps(keypoint_flip, default=list))
-    digest = hashlib.sha256("".join(key).encode()).hexdigest()
     index = cached_index(
-        f"coco-v{_READER_VERSION}-{digest[:32]}",
+        cache_name("coco", _READER_VERSION, digest_files([annotations]), keypoint_flip),
         annotations,
         images,
         lambda: _parse(annotations, images, keypoint_flip),
     )
     return check_index(index, on_error, check_files)
-
-
-def check_paths(annotations: Path | str, images: Path | str) -> tuple[Path, Path]:
-    """An annotation file and a folder of images that are there.
-
-    Raises:
-        FileNotFoundError: one is not.
-    """
-    annotations, images = Path(annotations), Path(images)
-    if not annotations.is_file():
-        raise FileNotFoundError(
-            f"{annotations}: no such annotation file; check data.root and the annotations path"
-        )
-    if not images.is_dir():
-        raise FileNotFoundError(
-            f"{images}: no such image folder; check data.root and the images path"
-        )
-    return annotations, images
 
 
 def _parse(

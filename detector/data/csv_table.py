@@ -15,9 +15,7 @@ polygon the four fields of the box may be empty: the polygon's extent is the box
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -29,7 +27,7 @@ from detector.data.image_sizes import read_image_sizes
 from detector.data.index import AnnotationIndex
 from detector.data.index_builder import IndexBuilder
 from detector.data.problems import DamagedRecord, OnError
-from detector.data.reading import cached_index, check_index
+from detector.data.reading import cache_name, cached_index, check_index, check_paths
 
 # Part of the cache's key: raise it whenever reading the same files gives another index.
 _READER_VERSION = 1
@@ -100,18 +98,11 @@ def read_csv(
         FileNotFoundError: the file or the folder does not exist.
         ValueError: the table lacks columns, is empty, or records are damaged.
     """
-    file, folder = Path(annotations), Path(images)
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such table; check data.root and the annotations path")
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"{folder}: no such image folder; check data.root and the images path"
-        )
-    key = json.dumps([classes, str(folder.resolve()), digest_files([file])])
-    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+    file, folder = check_paths(annotations, images, "table")
+    content = (classes, str(folder.resolve()), digest_files([file]))
     return check_index(
         cached_index(
-            f"csv-v{_READER_VERSION}-{digest[:32]}",
+            cache_name("csv", _READER_VERSION, *content),
             file,
             folder,
             lambda: _parse_rows(_read_rows(file), classes, file, folder),

@@ -12,8 +12,6 @@ Polygons, circles and mask shapes are objects with masks, rectangles are boxes. 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from detector.data.file_digests import digest_files
 from detector.data.index import AnnotationIndex
 from detector.data.labelme_records import parse_files
 from detector.data.problems import OnError
-from detector.data.reading import cached_index, check_index
+from detector.data.reading import cache_name, cached_index, check_index
 
 # Part of the cache's key: raise it whenever reading the same files gives another index.
 _READER_VERSION = 1
@@ -92,11 +90,9 @@ def read_labelme(
     if not files:
         raise ValueError(f"{folder}: empty dataset, it holds no JSON file; annotate its images")
     names = [file.relative_to(folder).as_posix() for file in files]
-    key = json.dumps([classes, names, digest_files(files)])
-    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
     return check_index(
         cached_index(
-            f"labelme-v{_READER_VERSION}-{digest[:32]}",
+            cache_name("labelme", _READER_VERSION, classes, names, digest_files(files)),
             folder,
             folder,
             lambda: parse_files(names, classes, folder),

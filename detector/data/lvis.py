@@ -16,7 +16,6 @@ from urllib.parse import urlparse
 
 import numpy as np
 
-from detector.data.coco import check_paths
 from detector.data.coco_records import parse_dataset
 from detector.data.dataset import DetectionDataset
 from detector.data.federated import FederatedLabels
@@ -24,7 +23,7 @@ from detector.data.file_digests import digest_files
 from detector.data.index import AnnotationIndex
 from detector.data.json_files import no_garbage_collection, read_json
 from detector.data.problems import OnError
-from detector.data.reading import cached_index, check_index
+from detector.data.reading import cache_name, cached_index, check_index, check_paths
 from detector.data.rings import offsets_of
 
 # Part of the cache's key: raise it whenever reading the same file gives another index.
@@ -82,10 +81,9 @@ def read_lvis(
         ValueError: the file is not LVIS JSON, the dataset is empty, or records are damaged.
     """
     annotations, images = check_paths(annotations, images)
-    digest = digest_files([annotations])
     return check_index(
         cached_index(
-            f"lvis-v{_READER_VERSION}-{digest[:32]}",
+            cache_name("lvis", _READER_VERSION, digest_files([annotations])),
             annotations,
             images,
             lambda: _parse(annotations, images),

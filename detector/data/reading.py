@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +23,38 @@ _STAMPS = "image_stamps.npy"
 _logger = logging.getLogger(__name__)
 
 
+def check_paths(
+    annotations: Path | str, images: Path | str, what: str = "annotation file"
+) -> tuple[Path, Path]:
+    """An annotation file and a folder of images that are there.
+
+    Raises:
+        FileNotFoundError: one is not; the file is called ``what``.
+    """
+    annotations, images = Path(annotations), Path(images)
+    if not annotations.is_file():
+        raise FileNotFoundError(
+            f"{annotations}: no such {what}; check data.root and the annotations path"
+        )
+    if not images.is_dir():
+        raise FileNotFoundError(
+            f"{images}: no such image folder; check data.root and the images path"
+        )
+    return annotations, images
+
+
+def cache_name(reader: str, version: int, *content: Any) -> str:
+    """What :func:`cached_index` calls an index.
+
+    Args:
+        reader: such as ``coco``.
+        version: of the reader, raised whenever the same files give another index.
+        content: all that the index follows from, as JSON takes it: settings, and digests of files.
+    """
+    key = json.dumps(content, default=list).encode("utf-8", "surrogateescape")
+    return f"{reader}-v{version}-{hashlib.sha256(key).hexdigest()[:32]}"
+
+
 def cached_index(
     name: str,
     source_file: Path,
@@ -30,7 +65,7 @@ def cached_index(
     """The index of the content that ``name`` stands for, parsed once and mapped ever after.
 
     Args:
-        name: of the cache's folder; holds the reader, its version and a digest of what it reads.
+        name: of the cache's folder, see :func:`cache_name`.
         source_file, image_root: of the index; they may differ between datasets of one content.
         parse: makes the index where the cache has none.
         sizes_from_images: whether ``parse`` took the sizes of images from their files, so that the

@@ -8,8 +8,6 @@ its attributes. A region with the attribute ``crowd`` set to 1 or true is a crow
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from detector.data.dataset import DetectionDataset
 from detector.data.file_digests import digest_files
 from detector.data.index import AnnotationIndex
 from detector.data.problems import OnError
-from detector.data.reading import cached_index, check_index
+from detector.data.reading import cache_name, cached_index, check_index, check_paths
 from detector.data.via_records import parse_file
 
 # Part of the cache's key: raise it whenever reading the same files gives another index.
@@ -90,20 +88,11 @@ def read_via(
         ValueError: the file is not VIA's, which attribute names the class is open, or records are
             damaged.
     """
-    file, folder = Path(annotations), Path(images)
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{file}: no such VIA file; check data.root and the annotations path"
-        )
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"{folder}: no such image folder; check data.root and the images path"
-        )
-    key = json.dumps([classes, attribute, str(folder.resolve()), digest_files([file])])
-    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+    file, folder = check_paths(annotations, images, "VIA file")
+    content = (classes, attribute, str(folder.resolve()), digest_files([file]))
     return check_index(
         cached_index(
-            f"via-v{_READER_VERSION}-{digest[:32]}",
+            cache_name("via", _READER_VERSION, *content),
             file,
             folder,
             lambda: parse_file(file, folder, classes, attribute),

@@ -18,8 +18,6 @@ An image without such a file, or with an empty one, has no objects.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +31,7 @@ from detector.data.file_digests import digest_files, stamp_files
 from detector.data.image_sizes import read_image_sizes
 from detector.data.index import AnnotationIndex
 from detector.data.problems import OnError
-from detector.data.reading import cached_index, check_index
+from detector.data.reading import cache_name, cached_index, check_index
 from detector.data.yolo_records import YOLOImage, parse_images
 
 # Part of the cache's key: raise it whenever reading the same files gives another index.
@@ -105,9 +103,8 @@ def read_yolo(
             "in a folder labels beside images, under the images' names"
         )
     # Sizes come from the images, so these count too.
-    stamps = stamp_files([str(path) for path in paths])
-    key = json.dumps([names, [str(path) for path in paths], digest_files(labels)])
-    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape") + stamps.tobytes()).hexdigest()
+    files = [str(path) for path in paths]
+    content = (names, files, digest_files(labels), stamp_files(files).tobytes().hex())
 
     def parse() -> AnnotationIndex:
         sizes = read_image_sizes(paths)
@@ -117,7 +114,7 @@ def read_yolo(
         ]
         return parse_images(images, names, file, root)
 
-    name = f"yolo-v{_READER_VERSION}-{digest[:32]}"
+    name = cache_name("yolo", _READER_VERSION, *content)
     return check_index(cached_index(name, file, root, parse), on_error, check_files)
 
 

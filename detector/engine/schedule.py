@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import bisect
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 
-class Schedule:
+class Schedule(ABC):
     """Linear warm-up times a subclass's ``decay``.
 
     The multiplier grows linearly from ``warmup_factor`` at step 0 to 1 at ``warmup_steps``. Without
@@ -45,9 +46,9 @@ class Schedule:
         progress = step / self.warmup_steps
         return self.warmup_factor * (1 - progress) + progress
 
+    @abstractmethod
     def decay(self, step: int) -> float:
         """The multiplier without warm-up."""
-        raise NotImplementedError
 
     def without_effect(self, max_steps: int) -> list[str]:
         """Sentences on settings that a training of ``max_steps`` never comes to."""

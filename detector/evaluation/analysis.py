@@ -161,8 +161,12 @@ def _worst_images(
         worst[name] = []
         for i in first:
             own = which[images == i]
-            describe = _describe_missed if name == "missed" else _describe_error
-            errors = [describe(matches, name, place, truth, table) for place in own[:ERRORS_LISTED]]
+            errors = [
+                _describe_missed(matches, place, truth)
+                if name == "missed"
+                else _describe_error(matches, name, place, truth, table)
+                for place in own[:ERRORS_LISTED]
+            ]
             worst[name].append(
                 ImageErrors(int(table.image_ids[i]), len(own), float(total[i]), errors)
             )
@@ -194,11 +198,7 @@ def _describe_error(
 
 
 def _describe_missed(
-    matches: Matches,
-    name: str,
-    place: int,
-    truth: dict[str, list[dict[str, Any]]],
-    table: DetectionTable,
+    matches: Matches, place: int, truth: dict[str, list[dict[str, Any]]]
 ) -> ErrorRecord:
     return ErrorRecord(None, None, None, None, *_object(matches, int(place), truth))
 

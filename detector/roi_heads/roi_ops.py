@@ -11,6 +11,7 @@ they are a square, ``(N, C, output_size, output_size)``.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ from detector.ops.roi_warp import warp_rows
 from detector.ops.rois import MODES
 
 
-class RoIOp:
+class RoIOp(ABC):
     """What all of them share."""
 
     gives_grid = True
@@ -34,10 +35,11 @@ class RoIOp:
         """Numbers of each channel that come out."""
         return output_size**2
 
+    @abstractmethod
     def __call__(
         self, feature: Tensor, boxes: Tensor, image_index: Tensor, output_size: int, stride: int
     ) -> Tensor:
-        raise NotImplementedError
+        """Features of ``(N, 4)`` boxes of images ``(N,)``, from a map ``(B, C, H, W)``."""
 
 
 @dataclass(frozen=True)
