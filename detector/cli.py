@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 import detector
+from detector.config_files import find_configs
 from detector.engine.sweep import SWEEP_DIR, report_sweep, row_directory, row_name
 from detector.setting_values import fit_value
 
@@ -142,19 +143,6 @@ def _train_row(train: Callable, config: DictConfig, rows: dict[str, Any]) -> Non
     rows[row] = train(config, whole=RunDirectory(directory.parent))
     if is_first:
         report_sweep(directory.parent, rows)
-
-
-def find_configs() -> Path:
-    """The config folder: inside an installed package, else beside the package in a checkout.
-
-    Raises:
-        FileNotFoundError: neither is there.
-    """
-    package = Path(detector.__file__).resolve().parent
-    for folder in (package / "configs", package.parent / "configs"):
-        if (folder / "train.yaml").is_file():
-            return folder
-    raise FileNotFoundError(f"no configs in {package} or beside it; install the package again")
 
 
 def _check_values(config: DictConfig, tool: str, config_dir: Path) -> None:

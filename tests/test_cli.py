@@ -10,6 +10,7 @@ import pytest
 
 import detector
 from detector import cli
+from detector.config_files import find_configs
 
 
 @pytest.fixture
@@ -191,7 +192,7 @@ def test_usage_version_and_misspelt_tools(monkeypatch, capsys):
 
 
 def test_configs_of_the_checkout_are_found():
-    assert (cli.find_configs() / "train.yaml").is_file()
+    assert (find_configs() / "train.yaml").is_file()
 
 
 def test_a_diverged_training_is_one_message(tool, refused):

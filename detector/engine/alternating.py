@@ -25,7 +25,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from detector.cli import find_configs
+from detector.config_files import find_configs
 from detector.engine import assembly
 from detector.engine.atomic_file import write_json
 from detector.engine.checkpoint import checkpoint_config, load_checkpoint

@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 from torch import Tensor
 
-from detector.cli import find_configs
+from detector.config_files import find_configs
 
 if TYPE_CHECKING:
     from detector.interop.files import StateFile

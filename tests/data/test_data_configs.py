@@ -8,7 +8,7 @@ import pytest
 import yaml
 from hydra.utils import get_class
 
-from detector.cli import find_configs
+from detector.config_files import find_configs
 
 NAMES = ("concat", "csv", "labelme", "lvis", "via", "voc", "voc07", "yolo")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from detector.cli import find_configs
+from detector.config_files import find_configs
 from detector.data.writers.formats import FORMATS
 from detector.engine import assembly
 from detector.engine.data import data

@@ -7,7 +7,7 @@ import json
 import hydra
 import pytest
 
-from detector.cli import find_configs
+from detector.config_files import find_configs
 from detector.engine.evaluate import evaluate
 from tests.report.page_reader import check_page
 

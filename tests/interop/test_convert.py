@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.models import detection, resnet18
 
 from detector.backbones.resnet import ResNet
-from detector.cli import find_configs
+from detector.config_files import find_configs
 from detector.engine.evaluate import evaluate
 from detector.engine.label_map import ABSENT, label_map
 from detector.engine.predict import predict
