@@ -30,29 +30,29 @@ from detector.engine.sweep import SWEEP_DIR, report_sweep, row_directory, row_na
 from detector.setting_values import fit_value
 
 TOOLS = {
-    "train": ("detector.engine.train", "trains a model: experiment=NAME data.root=FOLDER ..."),
-    "evaluate": ("detector.engine.evaluate", "COCO numbers of checkpoint=FILE on a dataset"),
+    "train": ("detector.commands.train", "trains a model: experiment=NAME data.root=FOLDER ..."),
+    "evaluate": ("detector.commands.evaluate", "COCO numbers of checkpoint=FILE on a dataset"),
     "predict": (
-        "detector.engine.predict",
+        "detector.commands.predict",
         "pictures and detections: checkpoint=FILE input=FILE|FOLDER|GLOB output=FOLDER",
     ),
     "replay": (
-        "detector.engine.replay",
+        "detector.commands.replay",
         "a training step with a non-finite loss again: file=RUN_DIR/replay.pt",
     ),
     "propose": (
-        "detector.engine.propose",
+        "detector.commands.propose",
         "an RPN's proposals for Fast R-CNN: checkpoint=FILE output=FILE.npz split=train|val",
     ),
     "data": (
-        "detector.engine.data",
+        "detector.commands.data",
         "datasets: action=check|browse|convert|split|download data=NAME data.root=FOLDER",
     ),
     "convert": (
         "detector.interop.convert",
         "weights of other packages in and out: source=FILE output=FILE [to=torchvision|detectron2]",
     ),
-    "describe": ("detector.engine.describe", "parts, shapes, parameters, FLOPs: experiment=NAME"),
+    "describe": ("detector.commands.describe", "parts, shapes, parameters, FLOPs: experiment=NAME"),
     "benchmark": ("detector.benchmark.run", "our numbers beside others': what=ops|kernels|data"),
 }
 _QUOTED = """'input="my photos/a=b.jpg"'"""

@@ -10,6 +10,12 @@ import pytest
 import torch
 
 from detector.data.shapes import ensure_shapes
+from tests.small_trainings import (  # noqa: F401
+    compose_recipe,
+    compose_tiny,
+    compose_tool,
+    trained,
+)
 
 
 @pytest.fixture(scope="session", autouse=True)

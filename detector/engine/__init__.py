@@ -1,1 +1,1 @@
-"""Training, evaluation and prediction: the mains and the parts they are assembled from."""
+"""Training and evaluation: the parts that the commands assemble into a run."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from detector.backbones.freezing import FreezableTrunk
-from detector.engine.part_paths import find_part, longest_prefix
+from detector.engine.weights.part_paths import find_part, longest_prefix
 
 _log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ config.yaml      the resolved configuration
 metrics.jsonl    one JSON object per log line and per evaluation
 metrics.json     the final evaluation
 checkpoints/     last.pt, previous.pt, best.pt, see :mod:`detector.engine.checkpoint_writer`
-replay.pt        a step with a non-finite loss, see :mod:`detector.engine.replay`
+replay.pt        a step with a non-finite loss, see :mod:`detector.commands.replay`
 tensorboard/     event files
 pictures/        ground truth beside predictions on validation images
 """

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
+from detector.commands.train import train
 from detector.engine.checkpoint import load_checkpoint
-from detector.engine.train import train
 from tests.engine.toy_training import toy_config
 
 STEPS, KILLS = 200, 10

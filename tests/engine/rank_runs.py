@@ -22,9 +22,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from detector.cli import _reported as reported
+from detector.commands.evaluate import evaluate
+from detector.commands.train import train
 from detector.engine.data_parallel import DataParallel
-from detector.engine.evaluate import evaluate
-from detector.engine.train import train
 from detector.engine.training_step import TrainingStep
 from tests.engine.toy_training import CONFIGS, toy_config
 

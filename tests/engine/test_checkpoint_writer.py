@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from detector.commands.train import train
 from detector.engine import atomic_file, checkpoint_writer
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.checkpoint_writer import CheckpointWriter, check_writable, checkpoint_bytes
 from detector.engine.run_directory import RunDirectory
-from detector.engine.train import train
 from tests.engine.toy_training import toy_config
 
 

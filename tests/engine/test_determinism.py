@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
+from detector.commands.train import train
 from detector.engine.checkpoint import load_checkpoint
-from detector.engine.train import train
 from tests.engine.toy_training import toy_config
 
 

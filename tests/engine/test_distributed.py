@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
+from detector.commands.replay import load_replay
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.data_parallel import DataParallel
 from detector.engine.distributed import Ranks, check_alone, open_ranks, place_in_environment
-from detector.engine.replay import load_replay
 from detector.engine.runtime import Runtime
 
 ROOT = Path(__file__).parents[2]

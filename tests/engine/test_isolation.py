@@ -17,8 +17,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.basecontainer import BaseContainer
 
-from tests.engine.conftest import compose_config
 from tests.engine.small_recipes import make_inputs, shrink
+from tests.small_trainings import compose_config
 
 MUTABLE = (list, dict, set, bytearray, np.ndarray, torch.Tensor)
 SECOND = "mask_rcnn_r50_fpn_1x"

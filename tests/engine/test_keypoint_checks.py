@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from detector.commands.train import train
 from detector.data.index import AnnotationIndex
 from detector.engine.assembly import check_keypoints
-from detector.engine.train import train
 
 
 def dataset(file: str, names: list[str]) -> SimpleNamespace:

@@ -12,14 +12,14 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import detector
+from detector.commands.evaluate import evaluate
+from detector.commands.predict import predict
+from detector.commands.train import train
 from detector.data.skeleton_figures import JOINTS, SIGMAS, SKELETON
 from detector.data.skeletons import ensure_skeletons
 from detector.engine import assembly
 from detector.engine.checkpoint import best_metric
-from detector.engine.evaluate import evaluate
-from detector.engine.predict import predict
-from detector.engine.train import train
-from tests.engine.conftest import TINY, TINY_SHAPES, compose_config
+from tests.small_trainings import TINY, TINY_SHAPES, compose_config
 
 
 @pytest.fixture(scope="module")

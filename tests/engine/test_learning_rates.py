@@ -12,12 +12,12 @@ from detector.backbones.resnet import ResNet
 from detector.backbones.timm_trunk import TimmTrunk
 from detector.backbones.vgg import VGG16
 from detector.backbones.zf import ZF
-from detector.engine.alternating import STAGES, split_settings, stage_config
+from detector.commands.alternating import STAGES, split_settings, stage_config
 from detector.engine.assembly import build
-from detector.engine.initial_weights import freeze_parts
 from detector.engine.learning_rates import layer_factors, lr_factors
 from detector.engine.optimizer import parameter_groups
 from detector.engine.run_directory import RunDirectory
+from detector.engine.weights.initial_weights import freeze_parts
 
 
 class Model(nn.Module):

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from detector.commands.train import train
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.objective import EarlyStopping, Objective, choose_objective
-from detector.engine.train import train
 from tests.engine.toy_training import toy_config
 
 MEASURED = (True, True, [1, 10, 100], "coco")  # a validation loss, masks

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from detector.commands.train import train
 from detector.engine.checkpoint import load_checkpoint
-from detector.engine.train import train
 
 SMALL_IMAGES = [
     "augment.train.0.shortest=96",

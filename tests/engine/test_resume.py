@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from detector.commands.train import train
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.resume import load_to_resume
 from detector.engine.run_directory import RunDirectory, choose_run_directory
-from detector.engine.train import train
 from tests.engine.toy_training import toy_config
 
 

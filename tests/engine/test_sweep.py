@@ -10,7 +10,7 @@ from rich.console import Console
 from detector import cli
 from detector.engine.run_directory import RunDirectory, resume_command
 from detector.engine.sweep import row_directory, row_name, sweep_table
-from tests.engine.conftest import TINY, TINY_MASKS, TINY_SHAPES
+from tests.small_trainings import TINY, TINY_MASKS, TINY_SHAPES
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from detector.commands.train import train
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.durations import parse_duration
 from detector.engine.schedule import Cosine, MultiStep
 from detector.engine.time_limit import MARGIN, TimeLimit
-from detector.engine.train import train
 from tests.engine.toy_training import toy_config
 
 
@@ -102,7 +102,7 @@ def test_a_training_ends_evaluated_and_saved_by_then(shapes_root: Path, tmp_path
             began(limit)
             clock.now += 0.5
 
-        patch.setattr("detector.engine.train.time.monotonic", clock)
+        patch.setattr("detector.commands.train.time.monotonic", clock)
         patch.setattr(TimeLimit.__init__, "__defaults__", (0.0, 0.0, None, clock))
         patch.setattr(TimeLimit, "start_step", tick)
         train(toy_config(shapes_root, tmp_path, *overrides))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from detector.commands.train import train
 from detector.data.loader import build_train_loader
 from detector.engine import assembly
 from detector.engine.checkpoint import load_checkpoint
@@ -16,7 +17,6 @@ from detector.engine.optimizer import set_learning_rate
 from detector.engine.randomness import seed_everything
 from detector.engine.step_guard import StepGuard
 from detector.engine.stopwatch import Stopwatch
-from detector.engine.train import train
 from detector.engine.training_step import TrainingStep
 from detector.ops.loss_counts import WholeBatch, loss_count
 from tests.engine.toy_training import toy_config

@@ -3,12 +3,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from detector.commands.train import train
 from detector.data.loader import build_eval_loader, build_train_loader
 from detector.engine import assembly
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.precise_bn import check_precise_bn, recompute_batch_statistics, tracked_norms
 from detector.engine.randomness import seed_everything
-from detector.engine.train import train
 from detector.engine.validation_loss import ValidationLoss
 from tests.engine.toy_training import toy_config
 

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from detector.commands.evaluate import evaluate
+from detector.commands.train import train
 from detector.data.coco import read_coco
 from detector.engine.assembly import build_dataset, build_evaluator, choose_metric
 from detector.engine.checkpoint import best_metric, load_checkpoint
-from detector.engine.evaluate import evaluate
-from detector.engine.train import train
 from detector.evaluation.coco import CocoEvaluator
 from detector.evaluation.voc import NUMBERS
 from detector.structures import Batch, Detections

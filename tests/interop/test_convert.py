@@ -16,10 +16,10 @@ from torch import Tensor
 from torchvision.models import detection, resnet18
 
 from detector.backbones.resnet import ResNet
+from detector.commands.evaluate import evaluate
+from detector.commands.predict import predict
 from detector.config_files import find_configs
-from detector.engine.evaluate import evaluate
 from detector.engine.label_map import ABSENT, label_map
-from detector.engine.predict import predict
 from detector.interop.convert import convert, load_any
 
 

@@ -8,8 +8,8 @@ import shutil
 import numpy as np
 import pytest
 
+from detector.commands.score import choose_evaluator
 from detector.data.coco import read_coco
-from detector.engine.score import choose_evaluator
 from detector.evaluation.results_file import read_results
 from detector.report.evaluation_page import evaluation_page
 from detector.report.scored import read_scored, scored
@@ -117,7 +117,7 @@ def test_images_show_truth_beside_finding(page):
 
 
 def test_two_on_one_page(dataset, found, tmp_path):
-    from detector.engine.score import write_evaluation
+    from detector.commands.score import write_evaluation
 
     _, _, index = dataset
     other = evaluate(dataset, 6.0, "two")

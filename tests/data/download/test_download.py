@@ -16,12 +16,12 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from detector.commands import download as tool
 from detector.data.coco import read_coco
 from detector.data.download.fetching import fetch
 from detector.data.download.mask_images import nuclei_records, penn_fudan_records, write_splits
 from detector.data.download.sources import SOURCES, Archive, Source
 from detector.data.download.unpacking import unpack
-from detector.engine import download as tool
 from detector.engine.progress import open_console
 
 CONTENT = np.random.default_rng(0).bytes(300_000)

@@ -13,6 +13,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from detector.commands.report import comparison_folder, write_report
+from detector.commands.score import score_detections, write_evaluation
 from detector.data.loader import build_eval_loader
 from detector.engine import assembly
 from detector.engine.augmented_detection import with_augmentation
@@ -27,8 +29,6 @@ from detector.engine.distributed import Ranks, check_alone, open_ranks
 from detector.engine.inference import evaluate_model
 from detector.engine.label_map import Relabelled, label_map
 from detector.engine.progress import open_console, track
-from detector.engine.report import comparison_folder, write_report
-from detector.engine.score import score_detections, write_evaluation
 from detector.evaluation.table import evaluation_table
 from detector.setting_values import fit_value
 
@@ -38,7 +38,7 @@ TIMEOUT = 1800.0  # seconds that the first of several processes may take to sum 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Prints a table and writes ``evaluation.json`` and ``detections.json`` (COCO results).
 
-    With ``detections`` no model is run, see :func:`detector.engine.score.score_detections`.
+    With ``detections`` no model is run, see :func:`detector.commands.score.score_detections`.
 
     Args:
         cfg: composed from ``configs/evaluate.yaml``.

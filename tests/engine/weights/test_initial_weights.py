@@ -6,14 +6,14 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from detector.backbones.freezing import Freezable
+from detector.commands.train import train
 from detector.engine.checkpoint import load_checkpoint, save_checkpoint
-from detector.engine.initial_weights import (
+from detector.engine.weight_average import WeightAverage
+from detector.engine.weights.initial_weights import (
     check_initial_weights,
     freeze_parts,
     load_initial_parts,
 )
-from detector.engine.train import train
-from detector.engine.weight_average import WeightAverage
 
 
 class Pair(Freezable):

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from detector.engine.class_rows import NameMatch
-from detector.engine.weight_transfer import Transfer
+from detector.engine.weights.class_rows import NameMatch
+from detector.engine.weights.weight_transfer import Transfer
 
 # Titles of what became of tensors, and the attribute of a Transfer that lists them.
 ROWS = {

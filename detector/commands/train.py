@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from detector.commands.replay import ReplayFile
 from detector.data.loader import build_eval_loader, build_train_loader
 from detector.engine import assembly
 from detector.engine.atomic_file import atomic_write, write_json
@@ -29,15 +30,6 @@ from detector.engine.checkpoint_writer import (
 from detector.engine.distributed import Ranks, Unwritten, check_alone, open_ranks
 from detector.engine.durations import parse_duration
 from detector.engine.inference import evaluate_model
-from detector.engine.init_table import transfer_report
-from detector.engine.initial_weights import (
-    check_initial_weights,
-    freeze_parts,
-    load_initial_checkpoint,
-    load_initial_parts,
-    random_and_frozen,
-    read_initial_checkpoint,
-)
 from detector.engine.loss_window import LossWindow
 from detector.engine.metric_log import MetricLog
 from detector.engine.objective import EarlyStopping, choose_objective
@@ -47,7 +39,6 @@ from detector.engine.plan import is_due, plan_training
 from detector.engine.precise_bn import check_precise_bn, recompute_batch_statistics
 from detector.engine.progress import describe_val_loss, duration, open_console, open_display
 from detector.engine.randomness import seed_everything, set_deterministic
-from detector.engine.replay import ReplayFile
 from detector.engine.resume import load_to_resume
 from detector.engine.run_directory import RunDirectory, choose_run_directory, resume_command
 from detector.engine.signals import AgreedStop, StopRequest
@@ -58,6 +49,15 @@ from detector.engine.training_state import TrainingState
 from detector.engine.training_step import TrainingStep, check_accumulate
 from detector.engine.validation_loss import ValidationLoss
 from detector.engine.weight_average import WeightAverage
+from detector.engine.weights.init_table import transfer_report
+from detector.engine.weights.initial_weights import (
+    check_initial_weights,
+    freeze_parts,
+    load_initial_checkpoint,
+    load_initial_parts,
+    random_and_frozen,
+    read_initial_checkpoint,
+)
 from detector.evaluation.table import evaluation_table
 from detector.predictor import Detector
 
@@ -80,7 +80,7 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
             2 where another rank has said what is wrong.
     """
     if "stages" in cfg.training:
-        from detector.engine.alternating import train_alternating  # it trains each of its stages
+        from detector.commands.alternating import train_alternating  # it trains each of its stages
 
         check_alone("training=alternating")
         return train_alternating(cfg)

@@ -28,7 +28,6 @@ from detector.engine import assembly
 from detector.engine.atomic_file import atomic_write
 from detector.engine.checkpoint import checkpoint_config, load_weights
 from detector.engine.first_nonfinite import FirstNonFinite
-from detector.engine.initial_weights import freeze_parts
 from detector.engine.loss_window import NonFiniteLoss
 from detector.engine.progress import open_console
 from detector.engine.randomness import set_deterministic
@@ -36,6 +35,7 @@ from detector.engine.step_guard import StepGuard
 from detector.engine.stopwatch import Stopwatch
 from detector.engine.training_state import TrainingState
 from detector.engine.training_step import TrainingStep
+from detector.engine.weights.initial_weights import freeze_parts
 from detector.structures import Batch, Polygons, Proposals, Targets
 
 FORMAT = 1

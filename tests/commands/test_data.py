@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from detector.commands.data import data
 from detector.config_files import find_configs
 from detector.data.writers.formats import FORMATS
 from detector.engine import assembly
-from detector.engine.data import data
 
 
 def compose(*words):

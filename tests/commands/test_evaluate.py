@@ -8,7 +8,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detector.engine.evaluate import evaluate
+from detector.commands.evaluate import evaluate
 
 
 def average_precision(annotations: Path, detections: Path, kind: str) -> float:

@@ -7,8 +7,8 @@ import json
 import hydra
 import pytest
 
+from detector.commands.evaluate import evaluate
 from detector.config_files import find_configs
-from detector.engine.evaluate import evaluate
 from tests.report.page_reader import check_page
 
 

@@ -18,20 +18,20 @@ from omegaconf.errors import ConfigKeyError
 from rich.console import Console
 from torch import Tensor
 
-from detector.engine import alternating
-from detector.engine.alternating import (
+from detector.commands import alternating
+from detector.commands.alternating import (
     STAGES,
     export_proposals,
     split_settings,
     stage_config,
 )
+from detector.commands.evaluate import evaluate
+from detector.commands.predict import predict
+from detector.commands.train import train
 from detector.engine.assembly import build
 from detector.engine.checkpoint import load_checkpoint, save_checkpoint
-from detector.engine.evaluate import evaluate
-from detector.engine.predict import predict
 from detector.engine.run_directory import RunDirectory
-from detector.engine.train import train
-from detector.engine.unified_network import check_shared
+from detector.engine.weights.unified_network import check_shared
 from detector.predictor import load
 from detector.rcnn import FasterRCNN, FastRCNN, ProposalNetwork
 

@@ -10,7 +10,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 TINY = [
     "model.backbone.out_channels=16",
@@ -91,7 +91,7 @@ def compose_tiny(shapes_root: Path) -> Callable[..., DictConfig]:
 @pytest.fixture(scope="session")
 def trained(compose_tiny: Callable[..., DictConfig], tmp_path_factory) -> Path:
     """The run directory of a finished tiny training with an average of the weights; read only."""
-    from detector.engine.train import train
+    from detector.commands.train import train
 
     run_dir = tmp_path_factory.mktemp("runs") / "trained"
     train(compose_tiny(f"run_dir={run_dir}", "evaluation.every=3", "checkpoint.every=2"))

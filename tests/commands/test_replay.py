@@ -7,12 +7,12 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from detector.commands.replay import load_replay, replay
+from detector.commands.train import train
 from detector.engine import training_step
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.first_nonfinite import FirstNonFinite
 from detector.engine.loss_window import NonFiniteLoss
-from detector.engine.replay import load_replay, replay
-from detector.engine.train import train
 from detector.roi_heads.box import TwoFCHead
 from tests.engine.toy_training import ToyBackbone, toy_config
 

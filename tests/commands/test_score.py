@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from detector.engine.evaluate import evaluate
+from detector.commands.evaluate import evaluate
 from tests.evaluation.random_truth import random_case
 
 

@@ -16,10 +16,10 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from detector.engine.init_table import transfer_report
-from detector.engine.initial_weights import random_and_frozen
-from detector.engine.model_differences import model_differences
-from detector.engine.weight_transfer import Transfer, transfer_weights
+from detector.engine.weights.init_table import transfer_report
+from detector.engine.weights.initial_weights import random_and_frozen
+from detector.engine.weights.model_differences import model_differences
+from detector.engine.weights.weight_transfer import Transfer, transfer_weights
 from detector.interop.convert import load_any
 from detector.roi_heads.keypoint_heads import KeypointHead
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detector.engine.class_rows import (
+from detector.engine.weights.class_rows import (
     ClassRows,
     NameMatch,
     carry_rows,
@@ -64,7 +64,7 @@ def transfer_weights(
             rows of its heads.
         names: of the model's ``"classes"`` (and ``"keypoints"``).
         source: the checkpoint, for messages.
-        by_name: see :func:`detector.engine.class_rows.match_names`.
+        by_name: see :func:`detector.engine.weights.class_rows.match_names`.
 
     Raises:
         ValueError: tensors differ in shape for another reason than the number of classes, or

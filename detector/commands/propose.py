@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from detector.commands.evaluate import override
 from detector.data.loader import build_eval_loader
 from detector.data.proposals import write_proposals
 from detector.engine import assembly
@@ -21,7 +22,6 @@ from detector.engine.checkpoint import (
     load_checkpoint,
     load_weights,
 )
-from detector.engine.evaluate import override
 from detector.engine.progress import open_console, track
 from detector.results import to_results
 from detector.structures import Detections

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from detector.engine.class_rows import (
+from detector.engine.weights.class_rows import (
     ClassRows,
     carry_rows,
     class_rows,

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from detector.engine.predict import image_ids, picture_names, predict
+from detector.commands.predict import image_ids, picture_names, predict
 
 
 def test_a_folder_gives_pictures_and_coco_results(

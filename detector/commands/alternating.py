@@ -25,18 +25,18 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from detector.commands.evaluate import evaluate
+from detector.commands.propose import propose
+from detector.commands.train import train
 from detector.config_files import find_configs
 from detector.engine import assembly
 from detector.engine.atomic_file import write_json
 from detector.engine.checkpoint import checkpoint_config, load_checkpoint
-from detector.engine.evaluate import evaluate
-from detector.engine.initial_weights import begins_elsewhere
 from detector.engine.parts import build_without_memory
 from detector.engine.progress import open_console
-from detector.engine.propose import propose
 from detector.engine.run_directory import RunDirectory, choose_run_directory, resume_command
-from detector.engine.train import train
-from detector.engine.unified_network import SHARED, check_shared, unite
+from detector.engine.weights.initial_weights import begins_elsewhere
+from detector.engine.weights.unified_network import SHARED, check_shared, unite
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def train_alternating(cfg: DictConfig) -> dict[str, Any]:
 
     Raises:
         ValueError, FileNotFoundError: what the user has to put right.
-        SystemExit: stopped within a stage, as in :func:`detector.engine.train.train`.
+        SystemExit: stopped within a stage, as in :func:`detector.commands.train.train`.
     """
     cfg, own = split_settings(cfg)
     run = _run_directory(cfg)

@@ -10,13 +10,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from detector.commands.evaluate import evaluate
+from detector.commands.propose import propose
+from detector.commands.train import train
 from detector.data.index import ONE_CATEGORY
 from detector.engine.checkpoint import load_checkpoint, save_checkpoint
-from detector.engine.evaluate import evaluate
-from detector.engine.propose import propose
-from detector.engine.train import train
 from detector.predictor import load
-from tests.engine.conftest import TINY, TINY_SHAPES, compose_config
+from tests.small_trainings import TINY, TINY_SHAPES, compose_config
 
 SECOND_STAGE = ("model.roi_sampler", "model.box_branch")
 FIRST_STAGE = ("model.rpn",)

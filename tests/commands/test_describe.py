@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from detector import cli
-from detector.engine.describe import describe
+from detector.commands.describe import describe
 from detector.engine.parts import NOT_RUN, build_without_memory, measure_parts, multiply_adds
 from detector.engine.published import compare_with_published
 

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from detector import cli
+from detector.commands.evaluate import evaluate
+from detector.commands.predict import predict
+from detector.commands.train import train
 from detector.engine.checkpoint import load_checkpoint
-from detector.engine.evaluate import evaluate
-from detector.engine.predict import predict
-from detector.engine.train import train
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detector.engine.data import data
-from tests.engine.test_data import compose
+from detector.commands.data import data
+from tests.commands.test_data import compose
 from tests.report.page_reader import check_page
 
 

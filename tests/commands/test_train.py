@@ -8,9 +8,9 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from detector.commands.train import train
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.loss_window import NonFiniteLoss
-from detector.engine.train import train
 from detector.rcnn import FasterRCNN, MaskRCNN
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from detector.commands.report import comparison_folder, write_report
 from detector.data.coco import read_coco
 from detector.data.index import AnnotationIndex
 from detector.data.json_files import read_json
@@ -14,7 +15,6 @@ from detector.data.lvis import read_lvis
 from detector.engine.assembly import plain
 from detector.engine.atomic_file import atomic_write, write_json
 from detector.engine.progress import open_console
-from detector.engine.report import comparison_folder, write_report
 from detector.evaluation.coco import CocoEvaluator, Evaluation
 from detector.evaluation.collector import DetectionCollector
 from detector.evaluation.lvis import LVISEvaluator

@@ -14,9 +14,9 @@ from detector.backbones.torchvision_weights import find_weights, is_torchvision
 from detector.backbones.weights import expected_pixels
 from detector.data.index import AnnotationIndex
 from detector.engine.checkpoint import checkpoint_file, load_checkpoint, load_weights
-from detector.engine.model_differences import model_differences
-from detector.engine.part_paths import find_part
-from detector.engine.weight_transfer import Transfer, transfer_weights
+from detector.engine.weights.model_differences import model_differences
+from detector.engine.weights.part_paths import find_part
+from detector.engine.weights.weight_transfer import Transfer, transfer_weights
 from detector.interop.convert import load_any
 
 # Keys of the group that name no part of the model.
@@ -164,7 +164,7 @@ def load_initial_checkpoint(
         index: of the training set, whose classes and keypoints are the model's.
 
     Returns:
-        What was done, for :func:`detector.engine.init_table.transfer_table`.
+        What was done, for :func:`detector.engine.weights.init_table.transfer_table`.
 
     Raises:
         ValueError: the checkpoint does not fit the model, and not for other classes.

@@ -15,14 +15,14 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.console import Console
 
+from detector.commands.browse import browse
+from detector.commands.check import check
+from detector.commands.download import download
 from detector.data.index import AnnotationIndex
 from detector.data.splitting import split_images
 from detector.data.writers.formats import FORMATS, Format
 from detector.data.writers.image_files import WAYS, place_images, placed_names
 from detector.engine import assembly
-from detector.engine.browse import browse
-from detector.engine.check import check
-from detector.engine.download import download
 from detector.engine.progress import open_console
 
 SPLITS = ("train", "val")
