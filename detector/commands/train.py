@@ -271,6 +271,8 @@ def _train(cfg: DictConfig, whole: RunDirectory | None, ranks: Ranks) -> dict[st
             f"{plan.max_steps / plan.steps_per_epoch:.1f} epochs, on {runtime.device} in "
             f"{runtime.precision}{ranks}{limit}"
         )
+        if runtime.choices:
+            display.print(f"runtime: {', '.join(runtime.choices)}")
         display.print(scaled or f"learning rate {cfg.optimizer.lr:g}, as given")
         if former:
             display.print(f"resumed from {resume_from} after step {state.step}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import torch
@@ -14,6 +14,7 @@ from torch.amp import GradScaler
 from detector.structures import Batch
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
+Switch = bool | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,14 @@ class Runtime:
         precision: ``"float32"``, ``"bf16"`` for autocast to bfloat16 with float32 weights,
             ``"fp16"`` for float16 with a loss scale (GPUs before Ampere have no bf16), or
             ``"auto"``: bf16 where the hardware computes in it, float32 where it would be emulated.
-        channels_last: NHWC memory, which tensor cores and oneDNN prefer.
+        channels_last: NHWC memory, which tensor cores and oneDNN prefer; ``"auto"`` is true.
         num_threads: CPU threads of one operation; ``None`` leaves torch's choice.
+        tf32: whether tensor cores may round float32's factors to 10 bits in matrix products and
+            convolutions; ``None`` leaves torch's choice (in convolutions they may), ``"auto"`` is
+            true on a GPU that can. The CPU does not care.
+
+    Attributes:
+        choices: what ``"auto"`` became, and why.
 
     Raises:
         ValueError: a device that is not there, or an unknown precision.
@@ -35,8 +42,10 @@ class Runtime:
 
     device: str = "auto"
     precision: Precision = "float32"
-    channels_last: bool = False
+    channels_last: Switch = False
     num_threads: int | None = None
+    tf32: Switch | None = None
+    choices: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
@@ -45,10 +54,15 @@ class Runtime:
             )
         if self.num_threads is not None and self.num_threads < 1:
             raise ValueError(f"runtime.num_threads={self.num_threads} must be at least 1, or null")
+        for key in ("channels_last", "tf32"):
+            if getattr(self, key) not in (True, False, "auto", None):
+                raise ValueError(f"runtime.{key}={getattr(self, key)}: choose true, false or auto")
         name = self.device
         if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-            object.__setattr__(self, "device", name)
+            found = torch.cuda.is_available()
+            name = "cuda" if found else "cpu"
+            why = torch.cuda.get_device_name() if found else "torch sees no NVIDIA GPU"
+            self._choose("device", name, why)
         try:
             device = torch.device(name)
         except RuntimeError as error:
@@ -59,17 +73,32 @@ class Runtime:
                 "use runtime.device=auto"
             )
         if self.precision == "auto":
-            precision = "bf16" if _computes_bf16(device) else "float32"
-            object.__setattr__(self, "precision", precision)
+            computes = _computes_bf16(device)
+            why = "the hardware computes in it" if computes else "bf16 would be emulated"
+            self._choose("precision", "bf16" if computes else "float32", why)
+        if self.channels_last == "auto":
+            reader = "tensor cores read" if device.type == "cuda" else "oneDNN reads"
+            self._choose("channels_last", True, f"the layout that {reader}")
+        if self.tf32 == "auto":
+            capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+            self._choose("tf32", capable, "tensor cores have it" if capable else "no such hardware")
+
+    def _choose(self, key: str, value: str | bool, why: str) -> None:
+        object.__setattr__(self, key, value)
+        text = str(value).lower() if isinstance(value, bool) else value
+        object.__setattr__(self, "choices", (*self.choices, f"{key}={text} ({why})"))
 
     @property
     def torch_device(self) -> torch.device:
         return torch.device(self.device)
 
     def apply(self) -> None:
-        """Sets the process-wide part: the number of threads and the current GPU."""
+        """Sets the process-wide part: the number of threads, the current GPU and its TF32."""
         if self.torch_device.type == "cuda":
             torch.cuda.set_device(self.torch_device)
+            if self.tf32 is not None:
+                torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
+                torch.backends.cudnn.allow_tf32 = bool(self.tf32)
         if self.num_threads is not None:
             torch.set_num_threads(self.num_threads)
 
