@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from detector.commands.hyperparameters import final_metrics, hyperparameters
 from detector.commands.replay import ReplayFile
 from detector.data.loader import build_eval_loader, build_train_loader
 from detector.engine import assembly
@@ -243,7 +244,7 @@ def _train(cfg: DictConfig, whole: RunDirectory | None, ranks: Ranks) -> dict[st
     with (
         StopRequest() as heard,
         closing(
-            MetricLog(run.metric_lines, run.tensorboard, state.step)
+            MetricLog(run.metric_lines, run.tensorboard, state.step, cfg.logging.histograms)
             if ranks.is_first
             else Unwritten()
         ) as log,
@@ -348,6 +349,7 @@ def _train(cfg: DictConfig, whole: RunDirectory | None, ranks: Ranks) -> dict[st
             multiplier = set_learning_rate(optimizer, rate, state.step)
             losses = take_step(parts, state.step, stopwatch)
             state.step += 1
+            log.histograms(state.step, model)
             if average:
                 average.update(model, state.step)
                 stopwatch.lap("update")
@@ -385,6 +387,7 @@ def _train(cfg: DictConfig, whole: RunDirectory | None, ranks: Ranks) -> dict[st
             )
             raise SystemExit(stop.exit_code)
         writer.wait(required=True)
+        log.settings(hyperparameters(cfg), final_metrics(state.evaluation["metrics"]))
         display.print(
             f"finished {state.step} steps in {duration(time.monotonic() - began)}; "
             f"see {run.metrics} and the pictures in {run.pictures}"

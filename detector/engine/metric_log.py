@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from detector.engine.atomic_file import atomic_write
+from detector.engine.histograms import count_values
+from detector.engine.plan import is_due
 from detector.evaluation.analysis import ErrorAnalysis
 from detector.evaluation.curves import ClassCurve
+
+SETTINGS = "hparams"
 
 
 class MetricLog:
@@ -23,13 +31,24 @@ class MetricLog:
         tensorboard: folder of the event files.
         step: finished steps; when resuming, what was logged for later steps is dropped, since these
             steps are taken again.
+        histograms: steps between histograms of weights and gradients; 0 is never.
+
+    Raises:
+        ValueError: a negative number of steps.
     """
 
-    def __init__(self, lines: Path, tensorboard: Path, step: int = 0) -> None:
+    def __init__(self, lines: Path, tensorboard: Path, step: int = 0, histograms: int = 0) -> None:
+        if histograms < 0:
+            raise ValueError(
+                f"logging.histograms={histograms}; it must be steps between histograms, such as "
+                "500, or 0 for none"
+            )
+        self._every = histograms
         lines.parent.mkdir(parents=True, exist_ok=True)
         if lines.exists():
             _drop_after(lines, step)
         self._lines = open(lines, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        self._folder = tensorboard
         self._events = SummaryWriter(str(tensorboard), purge_step=step + 1 if step else None)
 
     def training(self, step: int, values: dict[str, float]) -> None:
@@ -72,6 +91,51 @@ class MetricLog:
         thumbnail.thumbnail((800, 800))
         image = np.asarray(thumbnail)
         self._events.add_image(f"predictions/{name}", image, step, dataformats="HWC")
+
+    def histograms(self, step: int, model: nn.Module) -> None:
+        """Where they are due, of each trained parameter and its gradient, by the model's parts.
+
+        Args:
+            step: the finished one. Its gradients are those that the optimiser has seen.
+            model: all its parameters on one device.
+        """
+        if not is_due(step, self._every):
+            return
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        gradients = [(name, p.grad) for name, p in trained if p.grad is not None]
+        for kind, named in (("weights", trained), ("gradients", gradients)):
+            found = count_values([values for _, values in named])
+            for (name, _), histogram in zip(named, found, strict=True):
+                if histogram is None:
+                    continue
+                part, _, rest = name.partition(".")
+                self._events.add_histogram_raw(
+                    f"{kind}_{part}/{rest or part}",
+                    histogram.low,
+                    histogram.high,
+                    histogram.count,
+                    histogram.sum,
+                    histogram.sum_squares,
+                    histogram.limits.tolist(),
+                    histogram.counts.tolist(),
+                    step,
+                )
+
+    def settings(self, given: Mapping[str, float | str], final: Mapping[str, float]) -> None:
+        """A row of the table of trainings: what was set, and what came of it.
+
+        It is a run of its own below the others' folder, since the table's columns are all the
+        numbers that a run has. The columns are those of all rows together: a list of them in the
+        events would keep later rows from having more.
+        """
+        folder = self._folder / SETTINGS
+        shutil.rmtree(folder, ignore_errors=True)  # of the same training before it was resumed
+        _, begin, end = hparams(dict(given), {})
+        with SummaryWriter(str(folder)) as events:
+            for summary in (begin, end):
+                events.file_writer.add_summary(summary)
+            for name, value in final.items():
+                events.add_scalar(f"final/{name}", value)
 
     def _draw_point(self, name: str, value: float, step: int) -> None:
         # COCO's -1 says that nothing of that size or class exists: no point of a curve.
