@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from detector.data.end_of_training import Moment, SampleKey
 from detector.data.image_repeats import draw_repeats, epoch_length
 
 
@@ -27,6 +28,10 @@ class TrainBatches:
         seed: of the permutations.
         repeats: ``(N,)`` how often an epoch holds each image on average; ``None``: once.
         sampler: what made the repeats, for those who compare batches.
+
+    Attributes:
+        num_steps: of the training, see :meth:`plan`; ``None``: not planned.
+        batches_per_step: likewise.
     """
 
     def __init__(
@@ -46,6 +51,13 @@ class TrainBatches:
         self.landscape = landscape
         self.repeats = repeats
         self.sampler = sampler
+        self.num_steps: int | None = None
+        self.batches_per_step = 1
+
+    def plan(self, num_steps: int, batches_per_step: int = 1) -> None:
+        """Says how long training will be, for augmentations that are off near its end."""
+        self.num_steps = num_steps
+        self.batches_per_step = batches_per_step
 
     @property
     def epoch_length(self) -> int:
@@ -80,8 +92,12 @@ class TrainBatches:
         batches += [rest[start : start + size] for start in range(0, len(rest), size)]
         return [[(epoch, index) for index in batch] for batch in batches]
 
-    def starting_at(self, epoch: int, batch: int) -> Iterator[list[tuple[int, int]]]:
-        """All batches from one position on, without end."""
+    def starting_at(self, epoch: int, batch: int) -> Iterator[list[SampleKey]]:
+        """The keys of all batches from one position on, without end."""
         while True:
-            yield from self.epoch(epoch)[batch:]
+            for keys in self.epoch(epoch)[batch:]:
+                step = (epoch * len(self) + batch) // self.batches_per_step
+                moment = Moment(step, self.num_steps)
+                yield [SampleKey(*key, moment) for key in keys]
+                batch += 1
             epoch, batch = epoch + 1, 0

@@ -12,6 +12,7 @@ import torch.utils.data
 
 from detector.data.augmentation import Augmentation
 from detector.data.coco import read_coco
+from detector.data.end_of_training import SampleKey
 from detector.data.images import read_image
 from detector.data.index import AnnotationIndex
 from detector.data.problems import OnError
@@ -25,8 +26,8 @@ _TRAINING = 1  # beside the key of the augmentations: another stream of random n
 class DetectionDataset(torch.utils.data.Dataset):
     """COCO annotations and their images as augmented samples.
 
-    A sample depends on ``(seed, epoch, index)`` alone, whichever process makes it and in whatever
-    order. Crowd regions are never targets.
+    A sample depends on the seed and its :class:`SampleKey` alone, whichever process makes it and in
+    whatever order. Crowd regions are never targets.
 
     Args:
         annotations: COCO JSON file, absolute or relative to ``root``.
@@ -94,6 +95,23 @@ class DetectionDataset(torch.utils.data.Dataset):
         self._proposals = (
             None if proposals is None else ProposalFile(proposals, self.index, max_proposals)
         )
+        self._check_mixes()
+
+    def _check_mixes(self) -> None:
+        """Refuses mixes of images that these samples cannot go through."""
+        without_mask = self.index.first_without_mask()
+        for mix in self.augmentation.mixes:
+            name = type(mix).__name__
+            if self.has_proposals:
+                raise ValueError(
+                    f"augment: {name} makes images that a file of proposals does not know; train "
+                    "with another augment, or a model that proposes itself"
+                )
+            if mix.needs_masks and without_mask is not None:
+                raise ValueError(
+                    f"{self.index.source_file}: annotation {without_mask} has no segmentation, "
+                    f"which {name} needs; add it, or train with another augment"
+                )
 
     @property
     def has_proposals(self) -> bool:
@@ -107,13 +125,13 @@ class DetectionDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
-        """The sample ``index`` of epoch 0, or ``(epoch, index)``."""
-        epoch, index = key if isinstance(key, tuple) else (0, key)
+    def __getitem__(self, key: int | tuple[int, int] | SampleKey) -> Sample:
+        """The sample ``index`` of epoch 0, or ``(epoch, index)``, or of a :class:`SampleKey`."""
+        epoch, index, moment = SampleKey(*key) if isinstance(key, tuple) else SampleKey(0, key)
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         rng = np.random.Generator(np.random.PCG64([self.seed, epoch, index]))
-        sample = self.augmentation(self.read(index), rng)
+        sample = self.augmentation(self.read(index), rng, self, moment)
         seeds = np.random.SeedSequence([self.seed, epoch, index, _TRAINING])
         return dataclasses.replace(sample, seed=int(seeds.generate_state(1)[0]))
 

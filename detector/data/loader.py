@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from detector.data.batches import TrainBatches
 from detector.data.collate import Collate
 from detector.data.dataset import DetectionDataset
+from detector.data.end_of_training import SampleKey
 from detector.data.image_repeats import image_repeats
 from detector.structures import Batch
 
@@ -81,6 +82,10 @@ class TrainLoader:
                 self.epoch, self.batch = self.epoch + 1, 0
             yield batch
 
+    def plan(self, num_steps: int, batches_per_step: int = 1) -> None:
+        """See :meth:`TrainBatches.plan`; call it before iterating."""
+        self.batches.plan(num_steps, batches_per_step)
+
     @property
     def position(self) -> tuple[int, int]:
         """``(epoch, batch)`` of the next batch."""
@@ -144,7 +149,7 @@ class _Positions:
     def __init__(self, batches: TrainBatches, epoch: int, batch: int, part: slice):
         self._arguments = (batches, epoch, batch, part)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[SampleKey]]:
         batches, epoch, batch, part = self._arguments
         return (whole[part] for whole in batches.starting_at(epoch, batch))
 
@@ -241,12 +246,18 @@ def build_eval_loader(
         An iterable of :class:`detector.structures.Batch` whose ``len`` is the number of batches.
 
     Raises:
-        ValueError: masks are asked of a dataset that lacks some, or keypoints of one without.
+        ValueError: masks are asked of a dataset that lacks some, or keypoints of one without, or
+            its augmentation mixes images.
     """
     if with_masks is None:
         with_masks = dataset.index.has_masks
     if with_keypoints is None:
         with_keypoints = dataset.index.has_keypoints
+    for mix in dataset.augmentation.mixes:
+        raise ValueError(
+            f"augment.val: {type(mix).__name__} mixes images, whose detections nobody could judge; "
+            "it belongs in augment.train only"
+        )
     _require_masks(dataset, with_masks)
     _require_keypoints(dataset, with_keypoints)
     if batch_size < 1:

@@ -1,0 +1,40 @@
+"""Which pixels a mask covers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from detector.data.rings import next_in_ring, ranges
+
+
+def cover(vertices: np.ndarray, vertex_offsets: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The pixels of an image whose centres the rings wind around, ``(height, width)`` bool.
+
+    Each edge is looked at in the rows whose centre lines it crosses: all pixels with a centre right
+    of the crossing gain or lose one winding, so a running sum along the rows gives the numbers.
+
+    Args:
+        vertices: ``(V, 2)`` in pixels, as far outside the image as they like.
+        vertex_offsets: ``(R + 1,)`` int64, the rings.
+        height, width: of the image.
+    """
+    starts = np.asarray(vertices, dtype=np.float64)
+    ends = starts[next_in_ring(vertex_offsets)]
+    # From an integer y downwards, row y is the first whose centre y + .5 is not above.
+    first, last = (
+        np.clip(np.ceil(side[:, 1] - 0.5), 0, height).astype(np.int64) for side in (starts, ends)
+    )
+    top, count = np.minimum(first, last), np.abs(last - first)
+    edges = np.flatnonzero(count)
+    winding = np.zeros((height, width + 1), dtype=np.int16)
+    if len(edges):
+        rows = ranges(top[edges], count[edges])
+        edge = np.repeat(edges, count[edges])
+        step = ends[edge] - starts[edge]
+        x = starts[edge, 0] + (rows + 0.5 - starts[edge, 1]) / step[:, 1] * step[:, 0]
+        columns = np.clip(np.ceil(x - 0.5), 0, width).astype(np.int64)
+        sign = np.where(step[:, 1] > 0, 1, -1).astype(np.int16)
+        np.add.at(winding.reshape(-1), rows * (width + 1) + columns, sign)
+        low, high = rows.min(), rows.max() + 1
+        np.cumsum(winding[low:high], axis=1, out=winding[low:high])
+    return winding[:, :width] != 0
