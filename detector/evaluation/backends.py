@@ -8,9 +8,9 @@ of LVIS's 1203 classes no table over all images and classes is made.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import io
-import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -80,16 +80,9 @@ def accumulate(
         own_truth = [gt for category in categories for gt in of_category[category["id"]]]
         # In the order of the images: of equal scores the first counts as the better.
         which = np.sort(by_class[ends[start - 1] if start else 0 : ends[stop - 1]])
-        found = _records(kind, table, which)
-        parts.append(
-            evaluate(
-                kind,
-                {**truth, "categories": categories, "annotations": own_truth},
-                {**truth, "categories": categories, "annotations": found},
-                list(max_detections),
-                np.array(sigmas),
-            )
-        )
+        own = {**truth, "categories": categories, "annotations": own_truth}
+        with _without_collecting():
+            parts.append(evaluate(kind, own, table, which, list(max_detections), np.array(sigmas)))
     precision, recall = zip(*parts, strict=True)
     return np.concatenate(precision, axis=2), np.concatenate(recall, axis=1)
 
@@ -115,41 +108,52 @@ def quiet() -> Iterator[None]:
 
 
 def _pycocotools(
-    kind: str, truth: dict, found: dict, max_detections: list[int], sigmas: np.ndarray
+    kind: str,
+    truth: dict[str, Any],
+    table: DetectionTable,
+    which: np.ndarray,
+    max_detections: list[int],
+    sigmas: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
+    found = truth | {"annotations": _records(kind, table, which)}
     with quiet():
         evaluation = COCOeval(as_coco(**truth), as_coco(**found), _IOU_TYPES[kind])
-        _set_parameters(evaluation.params, kind, truth, max_detections, sigmas)
+        evaluation.params.maxDets = max_detections
+        evaluation.params.catIds = [category["id"] for category in truth["categories"]]
+        if kind == "keypoint":
+            evaluation.params.kpt_oks_sigmas = sigmas
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation.eval["precision"], evaluation.eval["recall"]
 
 
 def _faster_coco_eval(
-    kind: str, truth: dict, found: dict, max_detections: list[int], sigmas: np.ndarray
+    kind: str,
+    truth: dict[str, Any],
+    table: DetectionTable,
+    which: np.ndarray,
+    max_detections: list[int],
+    sigmas: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    import faster_coco_eval  # the other backend does without
+    from detector.evaluation import fast_backend  # the other backend does without its package
 
-    # It says what it does at each call, as information.
-    logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
-    sides = [faster_coco_eval.COCO(), faster_coco_eval.COCO()]
-    for coco, dataset in zip(sides, (truth, found), strict=True):
-        coco.dataset = dataset
-        coco.createIndex()
-    evaluation = faster_coco_eval.COCOeval_faster(*sides, iouType=_IOU_TYPES[kind])
-    _set_parameters(evaluation.params, kind, truth, max_detections, sigmas)
-    evaluation.evaluate()
-    evaluation.accumulate()
-    return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
+    overlaps = None
+    if kind in ("box", "mask"):
+        overlaps = fast_backend.Overlaps(kind, truth, table, which)
+    records = _records(kind, table, which, compared=overlaps is None)
+    return fast_backend.evaluate(kind, truth, records, max_detections, sigmas, overlaps)
 
 
-def _set_parameters(
-    parameters: Any, kind: str, truth: dict, max_detections: list[int], sigmas: np.ndarray
-) -> None:
-    parameters.maxDets = max_detections
-    parameters.catIds = [category["id"] for category in truth["categories"]]
-    if kind == "keypoint":
-        parameters.kpt_oks_sigmas = sigmas
+@contextlib.contextmanager
+def _without_collecting() -> Iterator[None]:
+    """No search for cycles while a hundred thousand dicts are made, which takes as long again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _class_chunks(num_detections: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -163,21 +167,23 @@ def _class_chunks(num_detections: np.ndarray) -> Iterator[tuple[int, int]]:
     yield start, len(num_detections)
 
 
-def _records(kind: str, table: DetectionTable, which: np.ndarray) -> list[dict[str, Any]]:
+def _records(
+    kind: str, table: DetectionTable, which: np.ndarray, compared: bool = True
+) -> list[dict[str, Any]]:
     """Detections as the evaluators compare them, numbered from 1.
 
     The area, which decides about small, medium and large, is that of what is compared: of the box
     in box evaluation, of the mask in mask evaluation, of the extent of the keypoints in theirs.
+    Without ``compared``, that itself is left out.
     """
-    boxes = table.boxes[which]
     if len(which) == 0:  # then there need be neither masks nor keypoints
         return []
     if kind == "keypoint":
         key, values = "keypoints", table.keypoints[which].tolist()
         areas = keypoint_areas(table.keypoints[which])
     elif kind == "box":
-        key, values = "bbox", boxes.tolist()
-        areas = boxes[:, 2] * boxes[:, 3]
+        key, values = "bbox", table.boxes[which].tolist() if compared else None
+        areas = table.boxes[which, 2] * table.boxes[which, 3]
     else:
         key, values = "segmentation", table.rles(which)
         areas = mask_areas(values)
@@ -187,14 +193,17 @@ def _records(kind: str, table: DetectionTable, which: np.ndarray) -> list[dict[s
         table.category_ids[table.labels[which]].tolist(),
         table.scores[which].tolist(),
         areas.tolist(),
-        values,
         strict=True,
     )
-    return [
+    records = [
         {"id": number, "image_id": image_id, "category_id": category_id, "score": score,
-         "area": area, "iscrowd": 0, key: value}
-        for number, (image_id, category_id, score, area, value) in enumerate(columns, start=1)
+         "area": area, "iscrowd": 0}
+        for number, (image_id, category_id, score, area) in enumerate(columns, start=1)
     ]  # fmt: skip
+    if compared:
+        for record, value in zip(records, values, strict=True):
+            record[key] = value
+    return records
 
 
 def mask_areas(rles: list[dict[str, Any]]) -> np.ndarray:

@@ -168,11 +168,12 @@ def _overlaps(
     if kind == "box":
         boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64)
         return np.asarray(coco_mask.iou(table.boxes[which], boxes, is_crowd.astype(np.uint8)))
-    rles = [_to_rle(annotation["segmentation"], *size.tolist()) for annotation in annotations]
+    rles = [to_rle(annotation["segmentation"], *size.tolist()) for annotation in annotations]
     return np.asarray(coco_mask.iou(table.rles(which), rles, is_crowd.astype(np.uint8)))
 
 
-def _to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """Compressed run lengths of polygons, or of run lengths of either kind."""
     if isinstance(segmentation, list):
         return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
     if isinstance(segmentation["counts"], list):
