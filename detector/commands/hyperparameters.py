@@ -27,7 +27,10 @@ ALWAYS = (
 )
 GROUPS = ("model", "backbone", "data", "augment", "optimizer", "schedule", "training")
 # They say where and how, not what is trained.
-FREE = ("run_dir", "resume", "checkpoint", "logging", "evaluation", "distributed", "hydra")
+FREE = (
+    *("run_dir", "resume", "checkpoint", "logging", "evaluation", "distributed", "hydra"),
+    *("data.root", "data.num_workers", "data.val_batch_size", "runtime.device"),
+)
 FINAL = ("AP", "AP50", "AR1000")
 
 
@@ -51,7 +54,7 @@ def hyperparameters(cfg: DictConfig) -> dict[str, float | str]:
         for key in [key for key in asked if key.partition("@")[0] in hydra.runtime.choices]:
             found[key] = hydra.runtime.choices[key]
     for key in (*ALWAYS, *asked):
-        if key.partition(".")[0] not in FREE and key not in found:
+        if key not in found and not {key, key.partition(".")[0]} & {*FREE}:
             found[key] = plain(OmegaConf.select(cfg, key))
     return {key: _number_or_text(value) for key, value in found.items()}
 

@@ -52,13 +52,18 @@ class MetricLog:
         self._events = SummaryWriter(str(tensorboard), purge_step=step + 1 if step else None)
 
     def training(self, step: int, values: dict[str, float]) -> None:
-        """Losses, learning rate, times and the like; names with ``/`` are grouped by it."""
+        """Losses, learning rate and the like; ``time/...`` is in seconds, a group of its own."""
         self._write({"kind": "training", "step": step, **values})
         for name, value in values.items():
-            self._events.add_scalar(name if "/" in name else f"training/{name}", value, step)
+            group, _, rest = name.rpartition("/")
+            group = {"": "training", "time": "seconds"}.get(group, group)
+            self._events.add_scalar(f"{group}/{rest}", value, step)
 
     def evaluation(self, step: int, metrics: dict[str, dict[str, Any]]) -> None:
-        """``{"box": {"AP": ...}, "mask": {...}, "per_class": {name: {"box_AP": ...}}}``."""
+        """``{"box": {"AP": ...}, "mask": {...}, "per_class": {name: {"box_AP": ...}}}``.
+
+        Of classes the AP is drawn: the rest would be hundreds of charts, and is in the lines.
+        """
         self._write({"kind": "evaluation", "step": step, **metrics})
         for kind, numbers in metrics.items():
             if kind != "per_class":
@@ -66,7 +71,8 @@ class MetricLog:
                     self._draw_point(f"{kind}/{name}", value, step)
         for class_name, numbers in metrics.get("per_class", {}).items():
             for name, value in numbers.items():
-                self._draw_point(f"per_class_{name}/{class_name}", value, step)
+                if name.rpartition("_")[2].startswith("AP"):
+                    self._draw_point(f"{name}_of_classes/{class_name}", value, step)
 
     def curves(self, step: int, errors: dict[str, ErrorAnalysis]) -> None:
         """Precision-recall curves of all classes' detections together, and of each class."""

@@ -64,8 +64,8 @@ def test_the_run_directory_holds_everything(trained: Path) -> None:
     assert records[0]["loss"] == pytest.approx(sum(records[0][name] for name in names), rel=1e-5)
 
     events = EventAccumulator(str(trained / "tensorboard")).Reload().Tags()
-    scalars = {"training/loss", "training/lr", "box/AP", "mask/APs", "per_class_mask_AP/circle"}
-    assert scalars | {f"time/{part}" for part in ("data", "forward", "backward")} <= set(
+    scalars = {"training/loss", "training/lr", "box/AP", "mask/APs", "mask_AP_of_classes/circle"}
+    assert scalars | {f"seconds/{part}" for part in ("data", "forward", "backward")} <= set(
         events["scalars"]
     )
     [picture] = (trained / "pictures").glob("*.jpg")

@@ -27,10 +27,10 @@ def test_numbers_and_pictures_arrive_in_both_places(tmp_path: Path) -> None:
     found = {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]}
     assert found == {
         "training/loss": 1.5,
-        "time/data": 0.25,
+        "seconds/data": 0.25,
         "box/AP": 0.5,
         "box/APs": 0.25,
-        "per_class_box_AP/cat": 0.5,
+        "box_AP_of_classes/cat": 0.5,
     }
     assert events.Tags()["images"] == ["predictions/first"]
 
