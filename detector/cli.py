@@ -60,11 +60,12 @@ _OWN_DATA = (
     "Data of your own: data=custom, with data.root=FOLDER or, of train and val each, "
     "data.train.annotations=FILE data.train.images=FOLDER"
 )
-# FloatingPointError: training diverged, which its message explains.
+# FloatingPointError: training diverged; MemoryError: what is computed does not fit. Both explain.
 _USER_ERRORS = (
     ValueError,
     OSError,
     FloatingPointError,
+    MemoryError,
     HydraException,
     OmegaConfBaseException,
 )
@@ -110,7 +111,7 @@ def run_tool(name: str, config_dir: Path | None = None) -> None:
             else:
                 tool(config)
 
-    sys.argv[1:] = [_spelt_out(word) for word in sys.argv[1:]]
+    sys.argv[1:] = [_spelt_out(word, name) for word in sys.argv[1:]]
     run.__module__ = f"detector.{name}"  # the name that Hydra's --help shows
     # Hydra would print errors in its own way and exit with 1; like this it hands them on.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -121,10 +122,15 @@ def run_tool(name: str, config_dir: Path | None = None) -> None:
         hydra.main(version_base="1.3", config_path=str(config_dir), config_name=name)(run)()
 
 
-def _spelt_out(word: str) -> str:
+def _spelt_out(word: str, tool: str) -> str:
     """``init=PATH`` as ``init.checkpoint=PATH``; other settings of ``init`` may stand beside it."""
     key, equals, value = word.partition("=")
-    return f"init.checkpoint={value}" if key == "init" and equals and value[:1] != "{" else word
+    if not equals or value[:1] == "{":
+        return word
+    short = {"init": "init.checkpoint"}
+    if tool == "train":
+        short["batch_size"] = "data.batch_size"
+    return f"{short.get(key, key)}={value}"
 
 
 def _train_row(train: Callable, config: DictConfig, rows: dict[str, Any]) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 # Settings whose configs give null a meaning though their default may be a number.
 _MAY_BE_NULL = ("training.", "optimizer.norm_weight_decay", "optimizer.bias_weight_decay")
+# Words that stand for a number which is then found.
+_WORDS = {"data.batch_size": "auto"}
 
 
 def fit_value(key: str, value: Any, default: Any) -> Any:
@@ -27,7 +29,7 @@ def fit_value(key: str, value: Any, default: Any) -> Any:
     Raises:
         ValueError: it is of another kind; names key, value and default.
     """
-    if default is None:
+    if default is None or (isinstance(value, str) and value == _WORDS.get(key)):
         return value
     if isinstance(default, dict) and isinstance(value, dict):
         return {

@@ -17,10 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from detector.commands.hyperparameters import final_metrics, hyperparameters
 from detector.commands.replay import ReplayFile
-from detector.data.loader import build_eval_loader, build_train_loader
 from detector.engine import assembly
 from detector.engine.atomic_file import atomic_write, write_json
 from detector.engine.batch_scaling import scale_to_batch
+from detector.engine.batch_size import settle_batch_size
 from detector.engine.checkpoint import check_classes, checkpoint_config
 from detector.engine.checkpoint_writer import (
     CheckpointFollower,
@@ -31,10 +31,12 @@ from detector.engine.checkpoint_writer import (
 from detector.engine.distributed import Ranks, Unwritten, check_alone, open_ranks
 from detector.engine.durations import parse_duration
 from detector.engine.inference import evaluate_model
+from detector.engine.loaders import build_loaders
 from detector.engine.loss_window import LossWindow
 from detector.engine.metric_log import MetricLog
 from detector.engine.objective import EarlyStopping, choose_objective
 from detector.engine.optimizer import check_gradient_clip, set_learning_rate
+from detector.engine.out_of_memory import TrainingMemory
 from detector.engine.pictures import Comparisons
 from detector.engine.plan import is_due, plan_training
 from detector.engine.precise_bn import check_precise_bn, recompute_batch_statistics
@@ -133,31 +135,8 @@ def _train(cfg: DictConfig, whole: RunDirectory | None, ranks: Ranks) -> dict[st
     assembly.check_masks(model, train_set)
     assembly.check_keypoints(model, train_set, val_set)
     assembly.check_proposals(model, train_set, val_set)
-    pin_memory = runtime.torch_device.type == "cuda"
-    loader = build_train_loader(
-        train_set,
-        batch_size=cfg.data.batch_size,
-        num_workers=cfg.data.num_workers,
-        seed=cfg.seed,
-        buckets=assembly.plain(cfg.data.buckets),
-        aspect_ratio_grouping=cfg.data.aspect_ratio_grouping,
-        with_masks=model.has_masks,
-        with_keypoints=model.has_keypoints,
-        pin_memory=pin_memory,
-        sampler=cfg.data.get("sampler", "default"),
-        repeat_threshold=cfg.data.get("repeat_threshold", 0.001),
-        rank=ranks.rank,
-        num_ranks=ranks.size,
-    )
-    val_loader = build_eval_loader(
-        val_set,
-        batch_size=cfg.data.val_batch_size,
-        num_workers=cfg.data.num_workers,
-        buckets=assembly.plain(cfg.data.buckets),
-        pin_memory=pin_memory,
-        rank=ranks.rank,
-        num_ranks=ranks.size,
-    )
+    sizes = settle_batch_size(cfg, scaled, former, model, runtime, train_set, ranks)
+    loader, val_loader = build_loaders(cfg, train_set, val_set, model, runtime, ranks)
     ranks.exchange(None)  # before what only works where all ranks take part
     ranks.share_weights(model)
 
@@ -170,6 +149,7 @@ def _train(cfg: DictConfig, whole: RunDirectory | None, ranks: Ranks) -> dict[st
         cfg.evaluation.every_epochs,
     )
     OmegaConf.update(cfg, "training.max_steps", plan.max_steps)
+    loader.plan(plan.max_steps)
     check_gradient_clip(cfg.training.gradient_clip)
     optimizer = assembly.build(cfg.optimizer)(model)
     schedule = assembly.build(cfg.schedule)
@@ -243,6 +223,7 @@ def _train(cfg: DictConfig, whole: RunDirectory | None, ranks: Ranks) -> dict[st
 
     with (
         StopRequest() as heard,
+        TrainingMemory(cfg, runtime, run, whole) as memory,
         closing(
             MetricLog(run.metric_lines, run.tensorboard, state.step, cfg.logging.histograms)
             if ranks.is_first
@@ -274,7 +255,8 @@ def _train(cfg: DictConfig, whole: RunDirectory | None, ranks: Ranks) -> dict[st
         )
         if runtime.choices:
             display.print(f"runtime: {', '.join(runtime.choices)}")
-        display.print(scaled or f"learning rate {cfg.optimizer.lr:g}, as given")
+        for line in sizes:
+            display.print(line)
         if former:
             display.print(f"resumed from {resume_from} after step {state.step}")
             for change in assembly.config_changes(checkpoint_config(former, allow_code=True), cfg):
@@ -347,7 +329,8 @@ def _train(cfg: DictConfig, whole: RunDirectory | None, ranks: Ranks) -> dict[st
             stopwatch.lap("data", on_host=True)
             ranks.meet(state.step + 1)
             multiplier = set_learning_rate(optimizer, rate, state.step)
-            losses = take_step(parts, state.step, stopwatch)
+            with memory.step(state.step + 1, parts):
+                losses = take_step(parts, state.step, stopwatch)
             state.step += 1
             log.histograms(state.step, model)
             if average:

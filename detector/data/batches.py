@@ -20,6 +20,9 @@ class TrainBatches:
     repeats, an epoch holds each image as often as :func:`detector.data.image_repeats.draw_repeats`
     draws it.
 
+    All this is done with the images of a step; where several batches make one, they are its parts
+    one after the other. So a step has the same images in however many batches it is taken.
+
     Args:
         landscape: ``(N,)`` bool, whether an image is at least as wide as high; ``None`` switches
             grouping off.
@@ -28,10 +31,10 @@ class TrainBatches:
         seed: of the permutations.
         repeats: ``(N,)`` how often an epoch holds each image on average; ``None``: once.
         sampler: what made the repeats, for those who compare batches.
+        batches_per_step: how many make a step.
 
     Attributes:
         num_steps: of the training, see :meth:`plan`; ``None``: not planned.
-        batches_per_step: likewise.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class TrainBatches:
         landscape: np.ndarray | None = None,
         repeats: np.ndarray | None = None,
         sampler: str = "default",
+        batches_per_step: int = 1,
     ):
         if batch_size < 1:
             raise ValueError(f"data.batch_size is {batch_size}; it must be at least 1")
@@ -51,22 +55,26 @@ class TrainBatches:
         self.landscape = landscape
         self.repeats = repeats
         self.sampler = sampler
+        self.batches_per_step = batches_per_step
         self.num_steps: int | None = None
-        self.batches_per_step = 1
 
-    def plan(self, num_steps: int, batches_per_step: int = 1) -> None:
+    def plan(self, num_steps: int) -> None:
         """Says how long training will be, for augmentations that are off near its end."""
         self.num_steps = num_steps
-        self.batches_per_step = batches_per_step
+
+    @property
+    def step_size(self) -> int:
+        """Images per step."""
+        return self.batch_size * self.batches_per_step
 
     @property
     def epoch_length(self) -> int:
-        """Images of an epoch, without those that fill up its last batch."""
+        """Images of an epoch, without those that fill up its last step."""
         return self.num_images if self.repeats is None else epoch_length(self.repeats)
 
     def __len__(self) -> int:
         """Batches per epoch."""
-        return -(-self.epoch_length // self.batch_size)
+        return -(-self.epoch_length // self.step_size) * self.batches_per_step
 
     def epoch(self, epoch: int) -> list[list[tuple[int, int]]]:
         """All batches of one epoch."""
@@ -75,22 +83,25 @@ class TrainBatches:
             order = rng.permutation(self.num_images).tolist()
         else:
             order = draw_repeats(self.repeats, rng).tolist()
-        batches: list[list[int]] = []
+        steps: list[list[int]] = []
         waiting: dict[bool, list[int]] = {True: [], False: []}
         for index in order:
             group = waiting[True if self.landscape is None else bool(self.landscape[index])]
             group.append(index)
-            if len(group) == self.batch_size:
-                batches.append(list(group))
+            if len(group) == self.step_size:
+                steps.append(list(group))
                 group.clear()
         rest = waiting[True] + waiting[False]
         filler = 0
-        while len(rest) % self.batch_size:
+        while len(rest) % self.step_size:
             rest.append(order[filler % len(order)])
             filler += 1
+        images = [index for step in steps for index in step] + rest
         size = self.batch_size
-        batches += [rest[start : start + size] for start in range(0, len(rest), size)]
-        return [[(epoch, index) for index in batch] for batch in batches]
+        return [
+            [(epoch, index) for index in images[start : start + size]]
+            for start in range(0, len(images), size)
+        ]
 
     def starting_at(self, epoch: int, batch: int) -> Iterator[list[SampleKey]]:
         """The keys of all batches from one position on, without end."""

@@ -82,9 +82,9 @@ class TrainLoader:
                 self.epoch, self.batch = self.epoch + 1, 0
             yield batch
 
-    def plan(self, num_steps: int, batches_per_step: int = 1) -> None:
+    def plan(self, num_steps: int) -> None:
         """See :meth:`TrainBatches.plan`; call it before iterating."""
-        self.batches.plan(num_steps, batches_per_step)
+        self.batches.plan(num_steps)
 
     @property
     def position(self) -> tuple[int, int]:
@@ -122,12 +122,15 @@ class TrainLoader:
             "batch": self.batch,
             "num_images": self.batches.num_images,
             "sampler": self.batches.sampler,
-            "batch_size": self.batches.batch_size,
+            "batch_size": self.batches.step_size,
+            "batches_per_step": self.batches.batches_per_step,
             "seed": self.batches.seed,
         }
 
     def load_state_dict(self, state: dict[str, int | str]) -> None:
         """Moves to a saved position; call it before iterating.
+
+        Steps may be in other parts than they were, as long as their images are as many.
 
         Raises:
             ValueError: the state is of a loader whose batches were others.
@@ -135,12 +138,16 @@ class TrainLoader:
         for key, value in self.state_dict().items():
             # Checkpoints of before there were samplers do not name theirs.
             former = state.get(key, "default")
-            if key not in ("epoch", "batch") and former != value:
+            if key not in ("epoch", "batch", "batches_per_step") and former != value:
+                of = " images in a step (times training.accumulate)" if key == "batch_size" else ""
                 raise ValueError(
                     f"cannot continue: the checkpoint was trained with {key} {former}, now it "
-                    f"is {value}; restore the data settings or start a new run"
+                    f"is {value}{of}; restore the data settings or start a new run"
                 )
-        self.epoch, self.batch = state["epoch"], state["batch"]
+        parts = self.batches.batches_per_step
+        step, rest = divmod(state["batch"], state.get("batches_per_step", 1))
+        assert rest == 0 or parts == state["batches_per_step"], "in the middle of a step"
+        self.epoch, self.batch = state["epoch"], step * parts + rest
 
 
 class _Positions:
@@ -170,6 +177,7 @@ def build_train_loader(
     repeat_threshold: float = 0.001,
     rank: int = 0,
     num_ranks: int = 1,
+    batches_per_step: int = 1,
 ) -> TrainLoader:
     """A loader of shuffled, augmented batches of one size, without end.
 
@@ -191,6 +199,7 @@ def build_train_loader(
         repeat_threshold: of ``"repeat_factor"``.
         rank: which of the processes that train together this is.
         num_ranks: how many they are.
+        batches_per_step: how many batches make a step, see :class:`TrainBatches`.
 
     Raises:
         ValueError: masks are asked of a dataset that lacks some, or keypoints of one without, or
@@ -202,7 +211,13 @@ def build_train_loader(
     repeats = image_repeats(dataset.index, sampler, repeat_threshold)
     threshold = f" of {repeat_threshold:g}" if sampler == "repeat_factor" else ""
     batches = TrainBatches(
-        len(dataset), batch_size, seed, landscape, repeats, f"{sampler}{threshold}"
+        len(dataset),
+        batch_size,
+        seed,
+        landscape,
+        repeats,
+        f"{sampler}{threshold}",
+        batches_per_step,
     )
     collate = Collate(buckets, size_divisor, with_masks, with_keypoints)
     return TrainLoader(

@@ -27,11 +27,13 @@ def scale_to_batch(cfg: DictConfig) -> str | None:
         cfg: of a training.
 
     Returns:
-        A sentence with the old and new values; ``None`` if nothing is to be scaled.
+        A sentence with the old and new values; ``None`` if nothing is to be scaled, or the batch
+        is still to be found.
 
     Raises:
-        ValueError: the reference is no number of images.
+        ValueError: the reference or the batch is no number of images.
     """
+    to_be_found = is_auto(cfg.data.batch_size)
     reference = cfg.optimizer.get("reference_batch_size")
     if reference is None:
         return None
@@ -40,6 +42,8 @@ def scale_to_batch(cfg: DictConfig) -> str | None:
             f"optimizer.reference_batch_size={reference}: give the images in a step that "
             "optimizer.lr is meant for, or null for a rate that is taken as it is"
         )
+    if to_be_found:
+        return None
     images = cfg.data.batch_size * cfg.training.accumulate
     factor = images / reference
     if factor == 1:
@@ -53,6 +57,22 @@ def scale_to_batch(cfg: DictConfig) -> str | None:
             said.append(_set(cfg, key, _steps(value, factor)))
     OmegaConf.update(cfg, "optimizer.reference_batch_size", images)
     return f"scaled from {reference} images in a step to {images}: {', '.join(said)}"
+
+
+def is_auto(batch_size: int | str) -> bool:
+    """Whether it is to be found.
+
+    Raises:
+        ValueError: it is neither ``auto`` nor a whole number.
+    """
+    if batch_size == "auto":
+        return True
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool):
+        raise ValueError(
+            f"data.batch_size={batch_size}: give the images of a batch, or auto for as many as "
+            "fit into memory"
+        )
+    return False
 
 
 def _own_value(cfg: DictConfig, key: str) -> int | ListConfig | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from detector.engine.distributed import Ranks
+from detector.engine.out_of_memory import explained_detection
 from detector.engine.runtime import Runtime
 from detector.structures import Batch, Detections, Proposals
 
@@ -19,16 +21,19 @@ if TYPE_CHECKING:
     from detector.evaluation.coco import CocoEvaluator, Evaluation
 
 
-def detect(model: nn.Module, batch: Batch, runtime: Runtime) -> Detections:
+def detect(model: nn.Module, batch: Batch, runtime: Runtime, what: str = "detection") -> Detections:
     """The detections of a batch, on the model's device, in evaluation mode.
 
     The model's training mode is restored afterwards.
+
+    Raises:
+        OutOfMemory: in ``what``.
     """
     was_training = model.training
     model.eval()
     try:
-        moved = runtime.move(batch)
-        with torch.inference_mode(), runtime.autocast():
+        with explained_detection(what, batch, runtime), torch.inference_mode(), runtime.autocast():
+            moved = runtime.move(batch)
             return model.detect(moved.images, moved.image_sizes, *given_proposals(moved))
     finally:
         model.train(was_training)
@@ -68,14 +73,16 @@ def evaluate_model(
     if losses is not None:
         losses.reset()
     remaining = iter(batches)
-    while True:
+    for number in itertools.count(1):
         batch = next(remaining, None)
         if not ranks.highest(batch is not None):  # some have a batch less than others
             break
         if batch is not None:
-            evaluator.update(batch, detect(model, batch, runtime))
+            what = f"evaluation, batch {number}"
+            evaluator.update(batch, detect(model, batch, runtime, what))
             if losses is not None:
-                losses.update(model, batch)
+                with explained_detection(what, batch, runtime):
+                    losses.update(model, batch)
         if should_stop():
             return None
     if ranks.size == 1:

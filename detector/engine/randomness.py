@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -25,6 +27,25 @@ def seed_everything(*key: int) -> None:
     torch.manual_seed(torch_seed)
     np.random.seed(numpy_seed)
     random.seed(python_seed)
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """What is drawn within leaves the generators of torch (all devices), numpy and Python alone."""
+    host, numpy_state, python_state = (
+        torch.get_rng_state(),
+        np.random.get_state(),
+        random.getstate(),
+    )
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    try:
+        yield
+    finally:
+        torch.set_rng_state(host)
+        if gpus:
+            torch.cuda.set_rng_state_all(gpus)
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
 
 
 def set_deterministic(wanted: bool) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -136,15 +137,21 @@ def _new_folder(parent: Path) -> Path:
     return folder
 
 
-def resume_command(directory: RunDirectory, arguments: list[str] | None = None) -> str:
+def resume_command(
+    directory: RunDirectory,
+    arguments: list[str] | None = None,
+    instead: Mapping[str, object] | None = None,
+) -> str:
     """The shell command that goes on with this run.
 
     Args:
         directory: the run.
         arguments: the running command, by default ``sys.argv``; its overrides are kept.
+        instead: settings that replace some of them.
     """
     program, *overrides = sys.argv if arguments is None else arguments
-    again = ("run_dir", "resume", SWEEP_DIR)
+    instead = instead or {}
+    again = ("run_dir", "resume", SWEEP_DIR, *instead)
     kept = [word for word in overrides if word.split("=")[0] not in again]
     if program.endswith(".py"):
         start = [_short(Path(sys.executable)), program]
@@ -152,6 +159,7 @@ def resume_command(directory: RunDirectory, arguments: list[str] | None = None) 
         path, _, tool = program.rpartition(" ")
         name = Path(path).name
         start = [name if shutil.which(name) == path else path, tool]
+    kept += [f"{key}={value}" for key, value in instead.items()]
     return shlex.join([*start, *kept, f"run_dir={directory.path}", "resume=auto"])
 
 
