@@ -7,9 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detector.data.coco_records import parse_dataset
+from detector.data.coco_text import RecordScanner
 from detector.data.file_digests import digest_files
 from detector.data.index import AnnotationIndex
-from detector.data.json_files import NotRecords, no_garbage_collection, parse_json, split_records
+from detector.data.json_files import (
+    NotRecords,
+    find_records,
+    no_garbage_collection,
+    parse_json,
+    read_records,
+)
 from detector.data.problems import OnError
 from detector.data.reading import cache_name, cached_index, check_index, check_paths
 
@@ -67,7 +74,8 @@ def _parse(
         _logger.info("Reading %s (%d MB), once", annotations, len(content) / 1e6)
     with no_garbage_collection():
         try:
-            data, pieces = split_records(content, "annotations")
+            data, start, stop = find_records(content, "annotations")
+            pieces = read_records(content, start, stop, RecordScanner())
             return parse_dataset(data, annotations, images, keypoint_flip, pieces)
         except (NotRecords, ValueError):
             # What is wrong, if anything is, shows in the whole.

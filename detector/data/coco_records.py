@@ -9,9 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from detector.data.coco_bulk import CHUNK, add_plain_images, add_plain_records
+from detector.data.coco_bulk import (
+    CHUNK,
+    KnownIds,
+    add_plain_images,
+    add_plain_records,
+    columns_of,
+)
 from detector.data.coco_keypoints import REMEDY as FIX_KEYPOINTS
 from detector.data.coco_keypoints import KeypointColumns, read_keypoint_names
+from detector.data.coco_text import TextRecords
 from detector.data.columns import (
     HUGE,
     OUTSIDE_TOLERANCE,
@@ -49,7 +56,7 @@ def parse_dataset(
     source_file: Path,
     image_root: Path,
     keypoint_flip: Sequence[Sequence[str]] | None = None,
-    pieces: Iterable[list[Any]] | None = None,
+    pieces: Iterable[list[Any] | TextRecords] | None = None,
 ) -> AnnotationIndex:
     """Checks and flattens a parsed COCO file. Damaged records end in ``index.skipped``.
 
@@ -158,24 +165,27 @@ def _read_image(record: Any, images: _Images) -> None:
 
 
 def _read_annotations(
-    pieces: Iterable[list[Any]],
+    pieces: Iterable[list[Any] | TextRecords],
     images: _Images,
     labels: dict[int, int],
     annotations: _Annotations,
     problems: list[Problem],
 ) -> None:
     seen: set[int] = set()
+    known = KnownIds(images, labels)
     start = 0
-    for chunk in pieces:
+    for piece in pieces:
+        in_text = isinstance(piece, TextRecords)
         # What is plain at first sight goes together; where something is odd, one by one.
         if annotations.keypoints.num_keypoints or not add_plain_records(
-            chunk, images, images.position, labels, seen, annotations
+            piece.columns if in_text else columns_of(piece), known, seen, annotations
         ):
-            for number, record in enumerate(chunk, start=start):
+            records = piece.parse() if in_text else piece
+            for number, record in enumerate(records, start=start):
                 _try_annotation(record, number, images, labels, seen, annotations, problems)
         else:
-            annotations.keypoints.add_none(len(chunk))
-        start += len(chunk)
+            annotations.keypoints.add_none(len(piece))
+        start += len(piece)
 
 
 def _try_annotation(

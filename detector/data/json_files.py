@@ -6,16 +6,18 @@ import contextlib
 import gc
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 try:
     import orjson  # an extra of the package
 except ImportError:
     orjson = None
 
-_PIECE_BYTES = 1 << 20  # parsed together; what they become stays in the processor's cache
+Piece = TypeVar("Piece")
+
+_PIECE_BYTES = 1 << 19  # parsed together; what they become stays in the processor's cache
 _BETWEEN_RECORDS = re.compile(rb"\}\s*,\s*\{")
 _AFTER_RECORDS = re.compile(rb"\}\s*\](?=\s*[,}])")
 _MAX_ENDS = 4  # places tried for the end of a list
@@ -38,28 +40,23 @@ def read_json(file: Path) -> Any:
 def parse_json(content: bytes, file: Path) -> Any:
     """Like :func:`read_json` for a file's content; ``file`` is for messages."""
     try:
-        return _parse(content)
+        return parse_text(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{file}: not a JSON file ({error}); check that it was copied whole"
         ) from error
 
 
-def split_records(content: bytes, key: str) -> tuple[Any, Iterator[list[Any]]]:
-    """A JSON object without one of its lists, and the records of that list piece by piece.
-
-    A tree of all records at once takes ten times the file's size, and most of the time goes into
-    fetching it from memory; pieces take neither. The records' own text is not searched for their
-    ends but cut where an object ends and another begins; what is cut at a wrong place is no JSON,
-    since too few brackets are closed, and is cut at the next.
+def find_records(content: bytes, key: str) -> tuple[Any, int, int]:
+    """A JSON object without one of its lists, and where the records of that list stand.
 
     Args:
         content: of the file.
         key: of the list.
 
     Returns:
-        The object, with an empty list for ``key``, and an iterator, which raises
-        :class:`NotRecords` if the list cannot be cut.
+        The object, with an empty list for ``key``, and from where to where
+        :func:`read_records` finds the list's records.
 
     Raises:
         NotRecords: the list cannot be found.
@@ -73,15 +70,33 @@ def split_records(content: bytes, key: str) -> tuple[Any, Iterator[list[Any]]]:
     ends = _AFTER_RECORDS.finditer(content, begin.end())
     for end, _ in zip(ends, range(_MAX_ENDS), strict=False):
         try:
-            rest = _parse(content[: begin.end()] + content[end.end() - 1 :])
+            rest = parse_text(content[: begin.end()] + content[end.end() - 1 :])
         except (ValueError, RecursionError):
             continue
         if isinstance(rest, dict) and rest.get(key) == []:
-            return rest, _pieces(content, begin.end(), end.end() - 1)
+            return rest, begin.end(), end.start() + 1
     raise NotRecords
 
 
-def _pieces(content: bytes, start: int, stop: int) -> Iterator[list[Any]]:
+def read_records(
+    content: bytes, start: int, stop: int, scan: Callable[[bytes], Piece | None] | None = None
+) -> Iterator[list[Any] | Piece]:
+    """The records of a list, piece by piece.
+
+    A tree of all records at once takes ten times the file's size, and most of the time goes into
+    fetching it from memory; pieces take neither. The records' own text is not searched for their
+    ends but cut where an object ends and another begins; what is cut at a wrong place is no JSON,
+    since too few brackets are closed, and is cut at the next.
+
+    Args:
+        content: of the file.
+        start, stop: see :func:`find_records`.
+        scan: tried on the text of each piece before it is parsed; what it gives stands for the
+            parsed list. It gives ``None`` for what is no JSON, and may for anything.
+
+    Raises:
+        NotRecords: the list cannot be cut.
+    """
     while start < stop:
         cut = start + _PIECE_BYTES
         for _ in range(_MAX_BOUNDARIES):
@@ -89,8 +104,11 @@ def _pieces(content: bytes, start: int, stop: int) -> Iterator[list[Any]]:
             end, following = (
                 (stop, stop) if between is None else (between.start() + 1, between.end() - 1)
             )
+            text = content[start:end]
             try:
-                records = _parse(b"[%b]" % content[start:end])
+                records = scan(text) if scan is not None else None
+                if records is None:
+                    records = parse_text(b"[%b]" % text)
             except (ValueError, RecursionError):
                 if between is None:
                     raise NotRecords from None
@@ -103,11 +121,14 @@ def _pieces(content: bytes, start: int, stop: int) -> Iterator[list[Any]]:
             raise NotRecords
 
 
-def _parse(content: bytes) -> Any:
-    """With ``orjson`` if it is there: parsing alone takes half the time.
+def parse_text(content: bytes) -> Any:
+    """What a JSON text says, by ``orjson`` if it is there: it takes half the time.
 
     What it refuses (NaN, and what is no JSON at all) goes to Python's own parser: the result, or
     the message, is the same with and without it.
+
+    Raises:
+        ValueError, RecursionError: it is not JSON.
     """
     if orjson is not None:
         with contextlib.suppress(orjson.JSONDecodeError):

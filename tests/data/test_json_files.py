@@ -9,7 +9,7 @@ import pytest
 
 import detector.data.json_files as json_files
 from detector.data.coco_records import parse_dataset
-from detector.data.json_files import NotRecords, parse_json, split_records
+from detector.data.json_files import NotRecords, find_records, parse_json, read_records
 
 RECORDS = [
     {"id": 1, "bbox": [1, 2.5, 3e-2, 4], "segmentation": [[1, 2, 3, 4, 5, 6]], "iscrowd": 0},
@@ -26,6 +26,11 @@ def parser(request, monkeypatch):
         monkeypatch.setattr(json_files, "orjson", None)
     elif json_files.orjson is None:
         pytest.skip("orjson is not installed")
+
+
+def split_records(content: bytes, key: str):
+    rest, start, stop = find_records(content, key)
+    return rest, read_records(content, start, stop)
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 40, 1 << 20])

@@ -1,0 +1,208 @@
+"""Records read from their text are those that a JSON parser finds, or are left to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import detector.data.json_files as json_files
+from detector.data.coco import read_coco
+from detector.data.coco_bulk import columns_of
+from detector.data.coco_text import RecordScanner, learn_layout
+
+COMPACT, SPACED = (",", ":"), (", ", ": ")
+KEY_ORDERS = {
+    "COCO's": ["segmentation", "area", "iscrowd", "image_id", "bbox", "category_id", "id"],
+    "polygons last": ["id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation"],
+    "polygons inside": ["id", "bbox", "segmentation", "image_id", "category_id"],
+    "boxes": ["id", "image_id", "category_id", "iscrowd", "bbox"],
+    "more than is wanted": [
+        "note", "id", "scores", "image_id", "category_id", "flag", "segmentation", "bbox",
+    ],
+}  # fmt: skip
+RUNS = {"counts": [3, 5, 4], "size": [3, 4]}
+
+
+def make_records(keys: list[str], count: int = 60, seed: int = 0) -> list[dict]:
+    draw = random.Random(seed)
+    return [_record(keys, number, draw) for number in range(count)]
+
+
+def _record(keys: list[str], identifier: int, draw: random.Random) -> dict:
+    def numbers(count: int) -> list[float]:
+        return [round(draw.uniform(0, 640), draw.choice([0, 1, 2, 2, 2])) for _ in range(count)]
+
+    parts = [numbers(2 * draw.randrange(3, 9)) for _ in range(draw.choice([1, 1, 1, 2, 3]))]
+    values = {
+        "id": identifier + 900_100_000_000 * (identifier % 7 == 0),
+        "image_id": draw.randrange(1, 600_000),
+        "category_id": draw.randrange(1, 90),
+        "iscrowd": 0,
+        "area": draw.uniform(0, 1e5),
+        "bbox": numbers(4),
+        "segmentation": parts,
+        "note": 'so-called "thing" / part, [a]',
+        "scores": [*numbers(1), 3],
+        "flag": None,
+    }
+    return {key: values[key] for key in keys}
+
+
+def as_text(records: list, separators: tuple[str, str] = COMPACT) -> bytes:
+    return json.dumps(records, separators=separators)[1:-1].encode()
+
+
+def check_same(found, records: list[dict]) -> None:
+    """The scanned columns are those of the parsed records, bit for bit."""
+    expected = columns_of(records)
+    for field in dataclasses.fields(expected):
+        one, other = getattr(found, field.name), getattr(expected, field.name)
+        if field.name == "runs":
+            assert one == other
+        elif field.name in ("coordinates", "part_lengths", "part_rows"):
+            continue
+        else:
+            assert np.array_equal(one, other) and one.dtype == other.dtype, field.name
+    # The parts of one record keep their order; those of odd records come last.
+    ends = np.cumsum(found.part_lengths)
+    parts = np.split(found.coordinates, ends[:-1]) if len(ends) else []
+    assert ends[-1:].sum() == len(found.coordinates)
+    for row, record in enumerate(records):
+        segmentation = record.get("segmentation")
+        polygons = segmentation if isinstance(segmentation, list) else []
+        theirs = [list(map(float, part)) for part in polygons]
+        mine = [parts[i].tolist() for i in np.flatnonzero(found.part_rows == row)]
+        assert mine == theirs
+
+
+@pytest.mark.parametrize("separators", [COMPACT, SPACED])
+@pytest.mark.parametrize("order", KEY_ORDERS)
+def test_scanned_records_are_the_parsed_ones(order, separators, monkeypatch):
+    records = make_records(KEY_ORDERS[order])
+    text = as_text(records, separators)
+    layout = learn_layout(text)
+    assert layout is not None and (layout.opening is None) == (order == "boxes")
+    # Not one of them goes to the parser.
+    monkeypatch.setattr("detector.data.coco_text._TRIED_RECORDS", 1)
+    scanner = RecordScanner()
+    scanner(text)
+    monkeypatch.setattr("detector.data.coco_text.parse_text", _refuse)
+    check_same(scanner(text).columns, records)
+
+
+def _refuse(text: bytes) -> None:
+    raise AssertionError(f"parsed: {text!r}")
+
+
+ODD = [
+    {"segmentation": RUNS, "iscrowd": 1}, {"segmentation": []}, {"segmentation": None},
+    {"bbox": [1e-7, 2, 3, 4]}, {"bbox": [-1, 2, 3, 4.5]}, {"area": 1e30}, {"area": -0.5},
+    {"bbox": [1 / 3, 2 / 3, 1.1, 2.2]}, {"segmentation": [[1, 2, 3, 4, 5.123456789012345, 6]]},
+    {"segmentation": [[1.5, 2, 3, 4, 5, 1e-9], [1, 2, 3, 4, 5, 6]]}, {"area": 12345.678901234567},
+    {"attributes": {"occluded": False}}, {"id": 123_456_789_012_345}, {"id": 2**62}, {"extra": 3},
+    {"segmentation": [[1, 2, 3, 4]]}, {"segmentation": [[1, 2, 3, 4, 5, 6, 7]]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", ODD, ids=str)
+@pytest.mark.parametrize("place", [0, 7, 59])
+def test_an_odd_record_between_plain_ones_is_parsed(change, place):
+    records = make_records(KEY_ORDERS["COCO's"])
+    records[place] |= change
+    text = as_text(records)
+    found = RecordScanner()(text)
+    check_same(found.columns, records)
+    assert found.parse() == records and len(found) == 60
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": "5"}, {"id": True}, {"id": 2**64}, {"id": 3.0}, {"bbox": [1, 2, 3]}, {"bbox": 5},
+        {"bbox": [1, "2", 3, 4]}, {"image_id": None}, {"iscrowd": False}, {"segmentation": [3]},
+        {"segmentation": [[1, 2, None, 4, 5, 6]]}, {"category_id": 7.5},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_record_of_other_types_is_left_to_the_parser(change):
+    records = make_records(KEY_ORDERS["COCO's"])
+    records[30] |= change
+    assert RecordScanner()(as_text(records)) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"", b"{}", b"{", b"3", b"null", b'{"id":1}', b'"},{"', b'{"id":1},{"id":2}',
+        b'{"id":1,"image_id":1,"category_id":1,"bbox":[1,2,3,4]},5',
+        b'{\n "id": 1,\n "bbox": [1,2,3,4]\n}',
+    ],
+)  # fmt: skip
+def test_what_is_written_in_no_known_way_is_left_to_the_parser(text):
+    assert RecordScanner()(text) is None
+
+
+def test_mostly_odd_records_are_left_to_the_parser_and_so_is_the_rest_of_the_file(monkeypatch):
+    plain = make_records(KEY_ORDERS["COCO's"])
+    odd = [record | {"segmentation": RUNS} for record in plain[:40]] + plain[40:]
+    scanner = RecordScanner()
+    assert scanner(as_text(plain)) is not None
+    for _ in range(3):
+        assert scanner(as_text(odd)) is None
+    assert scanner(as_text(plain)) is None
+
+
+PIECE = as_text(make_records(KEY_ORDERS["COCO's"], 12, seed=3))
+SNIPPETS = [
+    b"", b"0", b"9", b".", b",", b"-", b"e", b"]", b"[", b"{", b"}", b'"', b" ", b"\n", b"],[",
+    b"},{", b"00", b"\x00", b"\xff", b"]],", b"1.5.5", b',"id":3', b"null", b"9" * 20,
+]  # fmt: skip
+
+
+@settings(max_examples=1500, deadline=None, derandomize=True, database=None)
+@given(
+    edits=st.lists(
+        st.tuples(st.integers(0, len(PIECE)), st.integers(0, 6), st.sampled_from(SNIPPETS)),
+        min_size=1, max_size=3,
+    )
+)  # fmt: skip
+def test_damaged_text_is_never_taken_for_something_else(edits):
+    text = bytearray(PIECE)
+    for place, length, snippet in edits:
+        text[place : place + length] = snippet
+    scanner = RecordScanner()
+    scanner(PIECE)
+    found = scanner(bytes(text))
+    if found is not None:
+        check_same(found.columns, json.loads(b"[%b]" % bytes(text)))
+
+
+@pytest.mark.parametrize("piece_bytes", [200, 2000, 1 << 19])
+def test_the_index_is_the_same_however_records_are_read(coco_folder, monkeypatch, piece_bytes):
+    plain = coco_folder.data["annotations"][0]
+    coco_folder.data["annotations"] += [
+        plain | {"id": 100 + n} | ({"iscrowd": 0, "segmentation": None} if n % 5 == 0 else {})
+        for n in range(40)
+    ]
+    coco_folder.data["annotations"] += [plain | {"id": 100}, plain | {"id": 500, "image_id": 99}]
+    coco_folder.data["annotations"].append(plain | {"id": 501, "bbox": [5, 6, 0, 8]})
+    coco_folder.write()
+    monkeypatch.setattr(json_files, "_PIECE_BYTES", piece_bytes)
+
+    def read(cache: str):
+        monkeypatch.setenv("DETECTOR_CACHE", str(coco_folder.root / cache))
+        return read_coco(coco_folder.json, coco_folder.images, "skip")
+
+    scanned = read("scanned")
+    monkeypatch.setattr("detector.data.coco.RecordScanner", lambda: lambda text: None)
+    parsed = read("parsed")
+    for name in ("annotation_ids", "boxes", "labels", "crowd", "ring_offsets", "vertices"):
+        one, other = getattr(scanned, name), getattr(parsed, name)
+        assert np.array_equal(one, other) and one.dtype == other.dtype, name
+    assert scanned.skipped == parsed.skipped and len(scanned.skipped) == 3
