@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from detector.commands.hyperparameters import final_metrics, hyperparameters
 from detector.commands.replay import ReplayFile
 from detector.engine import assembly
+from detector.engine.acceleration import accelerated
 from detector.engine.atomic_file import atomic_write, write_json
 from detector.engine.batch_scaling import scale_to_batch
 from detector.engine.batch_size import settle_batch_size
@@ -40,6 +41,7 @@ from detector.engine.out_of_memory import TrainingMemory
 from detector.engine.pictures import Comparisons
 from detector.engine.plan import is_due, plan_training
 from detector.engine.precise_bn import check_precise_bn, recompute_batch_statistics
+from detector.engine.prefetch import prefetched
 from detector.engine.progress import describe_val_loss, duration, open_console, open_display
 from detector.engine.randomness import seed_everything, set_deterministic
 from detector.engine.resume import load_to_resume
@@ -180,8 +182,8 @@ def _train(cfg: DictConfig, whole: RunDirectory | None, ranks: Ranks) -> dict[st
                 f"{plan.max_steps}; raise it to go on"
             )
     guard = StepGuard(model, optimizer, tolerated, scaler)
-    take_step = TrainingStep(
-        model, optimizer, runtime, guard, cfg.seed, cfg.training.gradient_clip, ranks
+    plain_step = TrainingStep(
+        model, optimizer, runtime, guard, cfg.seed, cfg.training.gradient_clip, ranks, average
     )
 
     # Pictures. One alone has no proposals.
@@ -273,7 +275,8 @@ def _train(cfg: DictConfig, whole: RunDirectory | None, ranks: Ranks) -> dict[st
             display.print(f"warning: {warning}")
         display.print(f"writing to {run.path}")
 
-        batches = iter(loader)
+        take_step = accelerated(plain_step, accumulate, display.print)
+        batches = prefetched(loader, runtime)
         while True:
             # Evaluate. It comes before the end of the loop, so that a run which was stopped after
             # its last step but before the evaluation catches up when it is resumed.
@@ -333,9 +336,6 @@ def _train(cfg: DictConfig, whole: RunDirectory | None, ranks: Ranks) -> dict[st
                 losses = take_step(parts, state.step, stopwatch)
             state.step += 1
             log.histograms(state.step, model)
-            if average:
-                average.update(model, state.step)
-                stopwatch.lap("update")
             limit.end_step()
 
             # Look at it now and then, and save.

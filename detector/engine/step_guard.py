@@ -15,7 +15,7 @@ class StepGuard:
     the step. Once ``tolerated`` bad steps in a row are exceeded all further steps change nothing
     either: when the host reads the losses, the weights are still those before the bad step, for
     the replay. An optimiser that is not fused makes the host wait for the flag. On a CPU the flag
-    is simply read.
+    is simply read. The flags stay where they are, so that a CUDA graph of the step finds them.
 
     With a loss scale a non-finite gradient is no error: the scaler skips the step and lowers it.
 
@@ -49,6 +49,11 @@ class StepGuard:
                     buffers.setdefault(buffer.dtype, []).append(buffer)
         self._buffers = list(buffers.values())
         self._former: list[Tensor] = []
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the optimiser itself looks at the flag, on a GPU."""
+        return self._fused
 
     @property
     def knows_bad(self) -> bool:
@@ -97,9 +102,9 @@ class StepGuard:
         else:
             overflown = finite & ~torch.isfinite(gradient_norm)
             gradient_norm = gradient_norm.masked_fill(overflown, 0.0)
-        self._in_a_row = (self._in_a_row + 1).masked_fill(finite, 0)
-        self._frozen = self._frozen | (self._in_a_row > self._tolerated)
-        self._bad = ~finite | self._frozen
+        self._in_a_row.add_(1).masked_fill_(finite, 0)
+        self._frozen.logical_or_(self._in_a_row > self._tolerated)
+        torch.logical_or(~finite, self._frozen, out=self._bad)
         if self._scaler is not None:
             self._scaler.step(self._optimizer)
             self._scaler.update()

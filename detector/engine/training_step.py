@@ -17,12 +17,26 @@ from detector.engine.randomness import seed_everything
 from detector.engine.runtime import Runtime
 from detector.engine.step_guard import StepGuard
 from detector.engine.stopwatch import Stopwatch
+from detector.engine.weight_average import WeightAverage
 from detector.ops.loss_counts import WholeBatch
 from detector.structures import Batch
 
 
+class _Untimed(Stopwatch):
+    """For steps whose parts nobody can time: in a CUDA graph there are no events."""
+
+    def __init__(self) -> None:
+        pass
+
+    def lap(self, name: str, on_host: bool = False) -> None:
+        pass
+
+
+_UNTIMED = _Untimed()
+
+
 class TrainingStep:
-    """Forward, backward, clipping and update.
+    """Forward, backward, clipping and update, of the weights and of their average.
 
     Several batches have the gradient of one that holds all their images: losses that are means over
     what a batch has (its sampled RoIs, its foreground) are divided by the number in all of them.
@@ -40,6 +54,7 @@ class TrainingStep:
             step, number)``, and on further ranks from ``(seed, step, number, rank)``.
         gradient_clip: largest L2 norm of all gradients together, or ``None``.
         ranks: that take the step together.
+        average: of the weights, where one is kept.
     """
 
     def __init__(
@@ -51,6 +66,7 @@ class TrainingStep:
         seed: int,
         gradient_clip: float | None = None,
         ranks: Ranks | None = None,
+        average: WeightAverage | None = None,
     ) -> None:
         self.model = model
         self.parallel = DataParallel(model, ranks)
@@ -59,6 +75,7 @@ class TrainingStep:
         self.guard = guard
         self.seed = seed
         self.gradient_clip = gradient_clip
+        self.average = average
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def __call__(
@@ -67,7 +84,7 @@ class TrainingStep:
         """Takes the step after ``step`` finished ones.
 
         Args:
-            batches: on the host; this rank's part of each.
+            batches: this rank's part of each, on the host or on the device.
             step: finished steps.
             stopwatch: gets the laps ``data`` (the copy to the device), ``forward``, ``backward``
                 and ``update``; the count before several batches is ``forward`` too.
@@ -76,26 +93,55 @@ class TrainingStep:
             0-d tensors: ``loss``, the losses it is the sum of, and ``gradient_norm``, the same on
             all ranks.
         """
+        found = self._take(batches, step, stopwatch)
+        if self.average:
+            self.average.update(self.model, step + 1)
+        stopwatch.lap("update")
+        return found
+
+    def record(self, batch: Batch, average_weight: Tensor) -> dict[str, Tensor]:
+        """The same step, where nothing that changes from step to step comes from the host.
+
+        The random numbers of the step have been seeded, and the optimiser's learning rates are
+        tensors.
+
+        Args:
+            batch: on the device.
+            average_weight: 0-d, see :meth:`detector.engine.weight_average.WeightAverage.follow`.
+        """
+        found = self._take([batch], None, _UNTIMED)
+        if self.average:
+            self.average.follow(self.model, average_weight)
+        return found
+
+    def seed_step(self, step: int, number: int = 0) -> None:
+        """Fixes what the ``number``-th batch of the step after ``step`` finished ones draws."""
+        rank = self.parallel.ranks.rank
+        further = [number, rank] if rank else [number] if number else []
+        seed_everything(self.seed, step, *further)
+
+    def _take(
+        self, batches: Sequence[Batch], step: int | None, stopwatch: Stopwatch
+    ) -> dict[str, Tensor]:
         self.guard.begin()
         losses = self.parallel.reduce(self.backward(batches, step, stopwatch))
         norm = self.gradient_norm()
         if self.gradient_clip is not None:
             clip_grads_with_norm_(self._parameters, self.gradient_clip, norm)
         norm = self.guard.step(losses["loss"], norm)
-        stopwatch.lap("update")
         return {**losses, "gradient_norm": norm}
 
     def backward(
         self,
         batches: Sequence[Batch],
-        step: int,
+        step: int | None,
         stopwatch: Stopwatch,
         look: Callable[[dict[str, Tensor]], None] | None = None,
     ) -> dict[str, Tensor]:
         """Losses and gradients alone, the latter times the loss scale.
 
-        The losses are this rank's share of those of the batch.
-        ``look`` is handed each batch's losses before the way backward.
+        The losses are this rank's share of those of the batch. Without a ``step`` nothing is
+        seeded. ``look`` is handed each batch's losses before the way backward.
         """
         whole = self._count(batches, step) if len(batches) > 1 else None
         stopwatch.lap("forward")
@@ -123,16 +169,15 @@ class TrainingStep:
         return get_total_norm([p.grad for p in self._parameters if p.grad is not None])
 
     def _losses(
-        self, forward: Callable[..., dict[str, Tensor]], batch: Batch, step: int, number: int
+        self, forward: Callable[..., dict[str, Tensor]], batch: Batch, step: int | None, number: int
     ) -> dict[str, Tensor]:
-        rank = self.parallel.ranks.rank
-        further = [number, rank] if rank else [number] if number else []
-        seed_everything(self.seed, step, *further)
+        if step is not None:
+            self.seed_step(step, number)
         with self.runtime.autocast():
             return forward(batch.images, batch.image_sizes, batch.targets, *given_proposals(batch))
 
     @torch.no_grad()
-    def _count(self, batches: Sequence[Batch], step: int) -> WholeBatch:
+    def _count(self, batches: Sequence[Batch], step: int | None) -> WholeBatch:
         whole = WholeBatch()
         with _statistics_kept(self.model):
             for number, batch in enumerate(batches):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class WeightAverage:
@@ -35,15 +35,32 @@ class WeightAverage:
 
         Floating-point parameters and buffers are averaged, integer buffers copied.
         """
-        decay = min(self.decay, (1 + step) / (10 + step))
+        average, current = self._copy_others(model)
+        torch._foreach_lerp_(average, current, self.weight(step))
+
+    @torch.no_grad()
+    def follow(self, model: nn.Module, weight: Tensor) -> None:
+        """:meth:`update` by a 0-d ``weight`` on the device, which a CUDA graph can read.
+
+        Up to rounding the same; it takes memory for a third copy of the weights.
+        """
+        average, current = self._copy_others(model)
+        difference = torch._foreach_sub(current, average)
+        torch._foreach_mul_(difference, weight)
+        torch._foreach_add_(average, difference)
+
+    def weight(self, step: int) -> float:
+        """The share of the new weights in the average after the ``step``-th step."""
+        return 1 - min(self.decay, (1 + step) / (10 + step))
+
+    def _copy_others(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+        """Copies what is not averaged; gives what is, of the average and of ``model``."""
+        # state_dict's tensors share memory with the model's; each call is one launch for all.
         average, current = self.model.state_dict(), model.state_dict()
         floating = [name for name, value in average.items() if value.is_floating_point()]
-        others = [name for name in average if name not in set(floating)]
-        # state_dict's tensors share memory with the model's; each call is one launch for all.
-        torch._foreach_lerp_(
-            [average[name] for name in floating], [current[name] for name in floating], 1 - decay
-        )
+        others = sorted(average.keys() - set(floating))
         if others:
             torch._foreach_copy_(
                 [average[name] for name in others], [current[name] for name in others]
             )
+        return [average[name] for name in floating], [current[name] for name in floating]

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
+
+from detector.data.loader import build_train_loader
+from detector.engine import assembly
+from detector.engine.randomness import seed_everything
+from detector.engine.step_guard import StepGuard
+from detector.engine.training_step import TrainingStep
+from detector.engine.weight_average import WeightAverage
+from detector.structures import Batch
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -77,3 +86,35 @@ def toy_config(data_root: Path | str, run_dir: Path | str, *overrides: str) -> D
         {"_target_": "tests.engine.toy_training.ToyBackbone", "out_channels": 8, "norm": "bn"}
     )
     return cfg
+
+
+MASKS = (
+    "model=mask_rcnn_fpn",
+    "model.mask_branch.head.num_convs=1",
+    "model.mask_branch.head.width=4",
+    "model.mask_branch.pooler.strides=[16]",
+    "model.mask_branch.pooler.output_size=3",
+)
+
+
+def toy_step(
+    data_root: Path, run_dir: Path, *overrides: str, average: float | None = None, clip: float = 1.0
+) -> TrainingStep:
+    """The step of a toy Mask R-CNN, always from the same weights; ``overrides`` of the config."""
+    cfg = toy_config(data_root, run_dir, *MASKS, *overrides)
+    cfg.num_classes = 5
+    runtime = assembly.build(cfg.runtime)
+    seed_everything(1)
+    model = runtime.place(assembly.build(cfg.model))
+    model.train()
+    optimizer = assembly.build(cfg.optimizer)(model)
+    guard = StepGuard(model, optimizer, scaler=runtime.loss_scaler())
+    kept = None if average is None else WeightAverage(model, average)
+    return TrainingStep(model, optimizer, runtime, guard, 0, clip, average=kept)
+
+
+def toy_batches(data_root: Path, run_dir: Path, count: int, *overrides: str) -> list[Batch]:
+    """Batches of two images for :func:`toy_step`."""
+    cfg = toy_config(data_root, run_dir, *MASKS, *overrides)
+    data = assembly.build_dataset(cfg.data, "train")
+    return list(islice(build_train_loader(data, 2), count))
