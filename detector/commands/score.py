@@ -95,12 +95,12 @@ def choose_evaluator(
         ValueError: there is no such metric, or the results do not go with it.
     """
     metric = evaluation.metric or ("lvis" if index.federated is not None else "coco")
-    if metric == "voc":
-        return VOCEvaluator(index)
-    backend = evaluation.backend or "faster_coco_eval"
     analysed = evaluation.errors is None or evaluation.errors
     threshold = evaluation.score_threshold
     threshold = (0.5 if threshold is None else threshold) if analysed else None
+    if metric == "voc":
+        return VOCEvaluator(index, threshold)
+    backend = evaluation.backend or "faster_coco_eval"
     if metric == "lvis":
         kinds = [kind for kind in results.kinds if kind != "keypoint"]
         return LVISEvaluator(index, kinds, backend, threshold)

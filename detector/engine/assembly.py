@@ -237,12 +237,12 @@ def build_evaluator(
             f"{index.source_file} has {index.num_keypoints}; evaluate on data with the same"
         )
     metric = choose_metric(evaluation, dataset, model)
-    if metric == "voc":
-        return VOCEvaluator(index)
     # Configurations of older checkpoints do not have the rest.
-    backend = evaluation.get("backend") or "faster_coco_eval"
     analysed = model.has_classes and evaluation.get("errors", True)
     threshold = evaluation.get("score_threshold", 0.5) if analysed else None
+    if metric == "voc":
+        return VOCEvaluator(index, threshold)
+    backend = evaluation.get("backend") or "faster_coco_eval"
     found = {"box": True, "mask": model.has_masks}
     if metric != "lvis":
         found["boundary"] = model.has_masks and evaluation.get("boundary", False)

@@ -68,7 +68,7 @@ class ErrorAnalysis:
     """Boxes' or masks' curves, confusion and errors at IoU .5; plain values but for its parts.
 
     Attributes:
-        kind: ``"box"`` or ``"mask"``.
+        kind: ``"box"``, ``"mask"``, or ``"voc"``: boxes by VOC's rules.
         class_names: K names.
         score_threshold: of the confusion matrix and of ``images``.
         gains: by error kind and oracle, what AP50 would gain, see
@@ -106,10 +106,10 @@ def analyse(
     table: DetectionTable,
     score_threshold: float = 0.5,
 ) -> ErrorAnalysis:
-    """Analyses the detections of every image, the 100 best-scored of each.
+    """Analyses the detections of every image, the 100 best-scored of each (of VOC all).
 
     Args:
-        kind: ``"box"`` or ``"mask"``.
+        kind: ``"box"``, ``"mask"`` or ``"voc"``.
         truth: see :func:`detector.evaluation.matching.match`.
         table: the detections, images in the order of ``truth``.
         score_threshold: of the confusion matrix and of the images as a whole.

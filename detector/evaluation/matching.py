@@ -1,7 +1,8 @@
 """Which detection finds which object, and where the others lie, at one IoU threshold.
 
 Of an image's detections the best-scored one chooses first: of its own class the free object that it
-overlaps most. What curves, confusion and error kinds are counted from.
+overlaps most. By VOC's rules it can only have the one that it overlaps most, and is a duplicate
+where that is taken. What curves, confusion and error kinds are counted from.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from detector.evaluation.detection_table import DetectionTable
+from detector.evaluation.voc_boxes import inclusive_iou, to_inclusive
 
-# Of an image, over all classes, as Bolya et al. and COCO's detectors have it.
+# Of an image, over all classes, as Bolya et al. and COCO's detectors have it; VOC counts all.
 MAX_DETECTIONS = 100
 
 
@@ -23,6 +25,7 @@ class Matches:
     """What became of n detections and m objects, crowd regions not counted among the objects.
 
     Detections stand image by image, best first, the first 100 of each; objects image by image.
+    Difficult objects of VOC stand for crowd regions; what overlaps one by the threshold is in it.
 
     Attributes:
         detections: ``(n,)`` int64, their places in the table.
@@ -67,7 +70,7 @@ def match(
     """Matches the detections of every image.
 
     Args:
-        kind: ``"box"`` or ``"mask"``.
+        kind: ``"box"``, ``"mask"``, or ``"voc"``: boxes by VOC's rules.
         truth: ``images``, ``categories`` in the order of the labels and ``annotations``; masks are
             compressed run lengths or polygons.
         table: the detections.
@@ -77,19 +80,21 @@ def match(
     places: dict[int, list[int]] = {image["id"]: [] for image in truth["images"]}
     for place, annotation in enumerate(truth["annotations"]):
         places[annotation["image_id"]].append(place)
+    most = None if kind == "voc" else MAX_DETECTIONS
+    match_image = _match_image_as_voc if kind == "voc" else _match_image
     parts, ious = [], []
     num_detections = num_objects = 0
     for i, image_id in enumerate(table.image_ids.tolist()):
         own = places[image_id]
         is_crowd = np.array([truth["annotations"][place]["iscrowd"] for place in own], dtype=bool)
         order = np.argsort(-table.scores[table.offsets[i] : table.offsets[i + 1]], kind="stable")
-        which = table.offsets[i] + order[:MAX_DETECTIONS]
+        which = table.offsets[i] + order[:most]
         overlap = _overlaps(kind, truth, own, is_crowd, table, which, table.sizes[i])
         gt_labels = np.array(
             [label_of[truth["annotations"][place]["category_id"]] for place in own], dtype=np.int64
         )
         labels = table.labels[which].astype(np.int64)
-        part = _match_image(overlap, labels, gt_labels, is_crowd, iou_threshold)
+        part = match_image(overlap, labels, gt_labels, is_crowd, iou_threshold)
         for name, first in (
             ("found", num_objects),
             ("own_object", num_objects),
@@ -146,6 +151,28 @@ def _match_image(
     }
 
 
+def _match_image_as_voc(
+    overlap: np.ndarray,
+    labels: np.ndarray,
+    gt_labels: np.ndarray,
+    is_difficult: np.ndarray,
+    iou_threshold: float,
+) -> dict[str, np.ndarray]:
+    """The same, where a detection can have the object that it overlaps most and no other."""
+    part = _match_image(overlap, labels, gt_labels, is_difficult, iou_threshold)
+    iou, best = _best(np.where(labels[:, None] == gt_labels[None], overlap, 0.0))
+    best = np.where(iou >= iou_threshold, best, -1)
+    ignored = (best >= 0) & is_difficult[best] if len(gt_labels) else np.zeros(len(best), bool)
+    number = np.cumsum(~is_difficult) - 1  # among the objects that count
+    wanted = np.where((best >= 0) & ~ignored, number[best] if len(number) else -1, -1)
+    found, finders = np.full_like(part["found"], -1), np.full_like(part["finders"], -1)
+    objects, first = np.unique(wanted, return_index=True)
+    objects, first = objects[objects >= 0], first[objects >= 0]
+    found[first], finders[objects] = objects, first
+    in_crowd = (overlap[:, is_difficult] >= iou_threshold).any(1)
+    return part | {"found": found, "finders": finders, "ignored": ignored, "in_crowd": in_crowd}
+
+
 def _best(iou: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if not iou.shape[1]:
         return np.zeros(len(iou)), np.full(len(iou), -1)
@@ -161,15 +188,25 @@ def _overlaps(
     which: np.ndarray,
     size: np.ndarray,
 ) -> np.ndarray:
-    """``(n, m)`` IoU of an image's detections and annotations; of crowds the share inside them."""
+    """``(n, m)`` IoU of an image's detections and annotations; of crowds the share inside them.
+
+    VOC's difficult objects have an IoU as the others.
+    """
     if not len(which) or not places:
         return np.zeros((len(which), len(places)))
     annotations = [truth["annotations"][place] for place in places]
-    if kind == "box":
+    if kind != "mask":
         boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64)
+        if kind == "voc":
+            sides = [_inclusive(found) for found in (table.boxes[which], boxes)]
+            return inclusive_iou(sides[0][:, None], sides[1][None])
         return np.asarray(coco_mask.iou(table.boxes[which], boxes, is_crowd.astype(np.uint8)))
     rles = [to_rle(annotation["segmentation"], *size.tolist()) for annotation in annotations]
     return np.asarray(coco_mask.iou(table.rles(which), rles, is_crowd.astype(np.uint8)))
+
+
+def _inclusive(boxes: np.ndarray) -> np.ndarray:
+    return to_inclusive(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1))
 
 
 def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:

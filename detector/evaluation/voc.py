@@ -9,13 +9,15 @@ whatever their number; precision is read at 11 recalls (2007) or at every one (s
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from detector.data.rings import ranges
+from detector.evaluation.analysis import analyse
 from detector.evaluation.coco import UNDEFINED, Evaluation
 from detector.evaluation.collector import DetectionCollector
+from detector.evaluation.voc_boxes import inclusive_iou, to_inclusive
 from detector.structures import Batch, Detections
 
 if TYPE_CHECKING:
@@ -34,12 +36,18 @@ class VOCEvaluator(DetectionCollector):
     mean precision at 11 recalls (VOC 2007), AP the mean area at IoU .50:.05:.95; -1 where a class
     has no object to find. Difficult objects and crowd regions are neither to be found nor wrong.
 
+    With errors analysed, "voc_errors" has what AP50 would gain by kind, and each class
+    "voc_threshold", the score of its best F1, and "voc_F1".
+
     Args:
         index: the dataset; every image of it has to be seen before :meth:`summarize`.
+        error_threshold: the score from which detections count in the confusion matrix of an
+            analysis of errors; ``None`` for no analysis.
     """
 
-    def __init__(self, index: AnnotationIndex) -> None:
+    def __init__(self, index: AnnotationIndex, error_threshold: float | None = None) -> None:
         super().__init__(index)
+        self._error_threshold = error_threshold
         self._notes: list[str] = []
 
     def update(self, batch: Batch, detections: Detections) -> None:
@@ -81,7 +89,34 @@ class VOCEvaluator(DetectionCollector):
             total = _numbers(area[defined].mean(0), eleven_point[defined].mean(0))
         else:
             total = dict.fromkeys(NUMBERS, UNDEFINED)
-        return Evaluation({"voc": total, "per_class": per_class}, table, list(self._notes))
+        metrics, errors = {"voc": total, "per_class": per_class}, {}
+        if self._error_threshold is not None:
+            analysis = analyse("voc", self._truth(), table, self._error_threshold)
+            errors, metrics["voc_errors"] = {"voc": analysis}, analysis.gains
+            for numbers, curve in zip(per_class.values(), analysis.curves, strict=True):
+                numbers["voc_threshold"] = curve.best_threshold
+                numbers["voc_F1"] = curve.best_F1
+        return Evaluation(metrics, table, list(self._notes), errors)
+
+    def _truth(self) -> dict[str, list[dict[str, Any]]]:
+        """The index as an analysis of errors reads it; what is difficult is marked as a crowd."""
+        index = self._index
+        low, high = np.split(np.asarray(index.boxes, dtype=np.float64), 2, axis=1)
+        image_ids = np.asarray(index.image_ids)
+        columns = zip(
+            np.repeat(image_ids, np.diff(index.annotation_offsets)).tolist(),
+            np.asarray(index.category_ids)[index.labels].tolist(),
+            np.concatenate([low, high - low], axis=1).tolist(),
+            np.asarray(index.crowd).astype(int).tolist(),
+            strict=True,
+        )
+        names = ("image_id", "category_id", "bbox", "iscrowd")
+        categories = zip(index.category_ids, index.category_names, strict=True)
+        return {
+            "images": [{"id": image_id} for image_id in image_ids.tolist()],
+            "annotations": [dict(zip(names, column, strict=True)) for column in columns],
+            "categories": [{"id": int(i), "name": name} for i, name in categories],
+        }
 
 
 def average_precision(
@@ -130,26 +165,6 @@ def average_precision(
             area[k, t] = area_under_curve(recall, precision)
             eleven_point[k, t] = mean_at_eleven_recalls(recall, precision)
     return area, eleven_point
-
-
-def to_inclusive(boxes: np.ndarray) -> np.ndarray:
-    """Continuous corners as VOC's: pixels are counted from 1, and both ends belong to the box.
-
-    Args:
-        boxes: ``(n, 4)`` ``(x1, y1, x2, y2)``.
-
-    Returns:
-        ``(n, 4)`` float64 ``(xmin, ymin, xmax, ymax)``.
-    """
-    return np.asarray(boxes, dtype=np.float64) + [1.0, 1.0, 0.0, 0.0]
-
-
-def inclusive_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """IoU of ``(n, 4)`` boxes with ``(n, 4)`` others, row by row, in inclusive pixels: ``(n,)``."""
-    low, high = np.maximum(boxes, others)[:, :2], np.minimum(boxes, others)[:, 2:]
-    shared = np.maximum(high - low + 1, 0).prod(1)
-    areas = [(each[:, 2:] - each[:, :2] + 1).prod(1) for each in (boxes, others)]
-    return shared / (areas[0] + areas[1] - shared)
 
 
 def best_objects(

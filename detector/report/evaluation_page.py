@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 SIZES = (("APs", "small, below 32 x 32"), ("APm", "medium"), ("APl", "large, from 96 x 96"))
 CLASSES_DRAWN = 40
+HEADINGS = {"box": "Boxes", "mask": "Masks", "voc": "Boxes by VOC's rules"}
 MEANINGS = {
     "classification": "right place, wrong class",
     "localisation": "right class, IoU below .5",
@@ -114,7 +115,7 @@ def _errors(own: Scored, other: Scored | None) -> Html | None:
                 )
                 for name in names
             ]
-            heading = f"{kind.capitalize()}es" if kind == "box" else f"{kind.capitalize()}s"
+            heading = HEADINGS[kind]
             parts.append(tag("h3", f"{heading}, {title}" if title else heading))
             parts.append(bar_rows(rows, most))
     if not parts:

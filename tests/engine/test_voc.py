@@ -81,7 +81,7 @@ def trained_on_voc(compose_voc, tmp_path_factory) -> Path:
 
 def test_training_measures_voc_and_keeps_the_best_by_it(trained_on_voc: Path) -> None:
     metrics = json.loads((trained_on_voc / "metrics.json").read_text())
-    assert set(metrics) == {"voc", "per_class"} and set(metrics["voc"]) == set(NUMBERS)
+    assert set(metrics) == {"voc", "voc_errors", "per_class"} and set(metrics["voc"]) == set(NUMBERS)
     lines = (trained_on_voc / "metrics.jsonl").read_text().splitlines()
     evaluations = [line for line in map(json.loads, lines) if line["kind"] == "evaluation"]
     values = [line["voc"]["AP50"] for line in evaluations]
@@ -121,7 +121,7 @@ def test_a_coco_dataset_can_be_measured_as_voc(compose_tool, trained: Path, tmp_
             "evaluate", f"checkpoint={trained}", f"output={tmp_path}", "evaluation.metric=voc"
         )
     )
-    assert set(metrics) == {"voc", "per_class"}
+    assert set(metrics) == {"voc", "voc_errors", "per_class"}
 
 
 def test_the_best_metric_of_voc() -> None:

@@ -360,6 +360,25 @@ def test_masks_make_no_difference_which_is_said(index):
     assert "Masks are not evaluated" in rendered(found)
 
 
+def test_errors_are_analysed_where_asked_for(index):
+    """The difficult dog counts for nothing, a duplicate of the cat does."""
+    evaluator = VOCEvaluator(index, error_threshold=0.5)
+    perfect(evaluator, index)
+    right = evaluator.summarize()
+    assert set(right.errors["voc"].counts.values()) == {0}
+    assert right.metrics["voc_errors"] == dict.fromkeys(right.errors["voc"].gains, 0.0)
+    dog = right.metrics["per_class"]["dog"]
+    assert (dog["voc_threshold"], dog["voc_F1"]) == (pytest.approx(0.7), 1)
+    assert right.errors["voc"].curves[1].num_detections == 1
+    evaluator.reset()
+    update(evaluator, index, 0, [([10, 5, 30, 25], 0, 0.9), ([10, 6, 30, 25], 0, 0.8)])
+    update(evaluator, index, 1, [])
+    wrong = evaluator.summarize()
+    assert wrong.errors["voc"].counts["duplicate"] == wrong.errors["voc"].counts["missed"] == 1
+    assert wrong.errors["voc"].worst["missed"][0].errors[0].object_box == [0, 0, 40, 40]
+    assert "duplicate" in rendered(wrong)
+
+
 def rendered(evaluation) -> str:
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(evaluation_table(evaluation))
