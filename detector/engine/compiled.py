@@ -18,17 +18,17 @@ SHAPES = 64
 
 
 def dense_parts(model: nn.Module) -> dict[str, nn.Module]:
-    """The backbone and every head of a model, by their paths.
+    """Normalisation of pixels, backbone and every head of a model, by their paths.
 
     A head is what a branch calls ``head``: the RPN's convolutions, the fully connected layers of
     the box branch or of each stage of a cascade, the convolutions of the mask and keypoint branch.
-    Those without parameters are left out, as is what lies within another one.
+    Those without numbers are left out, as is what lies within another one.
     """
     parts: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
-        named = path == "backbone" or path.endswith(".head")
+        named = path in ("normalizer", "backbone") or path.endswith(".head")
         inside = any(path.startswith(f"{outer}.") for outer in parts)
-        if named and not inside and any(True for _ in module.parameters()):
+        if named and not inside and any(True for _ in (*module.parameters(), *module.buffers())):
             parts[path] = module
     return parts
 
@@ -53,7 +53,7 @@ def compile_parts(model: nn.Module, backend: str = "inductor") -> list[str]:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
     for path, part in parts.items():
         # On a CPU empty slots are dropped: the number of rows of the RoI heads is any.
-        any_rows = on_cpu and not path.startswith(("backbone", "rpn"))
+        any_rows = on_cpu and path.endswith(".head") and path != "rpn.head"
         part.compile(backend=backend, dynamic=None if any_rows else False)
         part._compiled_call_impl = _Compiled(path, part, part._compiled_call_impl)
     return list(parts)

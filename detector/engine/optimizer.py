@@ -122,9 +122,24 @@ def build_optimizer(
         layer_decay,
     )
     try:
-        return algorithm(groups, lr=lr, weight_decay=weight_decay, **options)
+        optimizer = algorithm(groups, lr=lr, weight_decay=weight_decay, **options)
     except TypeError as error:
         raise ValueError(f"optimizer: {algorithm.__name__} refused its options: {error}") from error
+    _begin_momenta(optimizer)
+    return optimizer
+
+
+def _begin_momenta(optimizer: torch.optim.Optimizer) -> None:
+    """Gives fused SGD momenta of zero.
+
+    It would make them in its first step, of memory as it is found; if that step is then skipped,
+    because a gradient is not finite, they stay so. From zero the first step is the same.
+    """
+    for group in optimizer.param_groups:
+        sgd = isinstance(optimizer, torch.optim.SGD) and group["fused"]
+        if sgd and group["momentum"] and not group["dampening"]:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def check_gradient_clip(limit: float | None) -> None:

@@ -66,7 +66,8 @@ class Runtime:
         for key in ("channels_last", "tf32", "tune_convolutions", "compile"):
             if getattr(self, key) not in (True, False, "auto", None):
                 raise ValueError(f"runtime.{key}={getattr(self, key)}: choose true, false or auto")
-        if self.graphs != "auto" and (not isinstance(self.graphs, int) or self.graphs < 0):
+        number = isinstance(self.graphs, int) and not isinstance(self.graphs, bool)
+        if self.graphs != "auto" and not (number and self.graphs >= 0):
             raise ValueError(
                 f"runtime.graphs={self.graphs}: give how many there may be at a time, 0 for none, "
                 "or auto"

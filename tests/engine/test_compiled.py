@@ -14,7 +14,7 @@ from detector.engine.stopwatch import Stopwatch
 from tests.engine.toy_training import toy_batches, toy_step
 
 CLOCK = Stopwatch(torch.device("cpu"))
-PARTS = ["backbone", "rpn.head", "box_branch.head", "mask_branch.head"]
+PARTS = ["normalizer", "backbone", "rpn.head", "box_branch.head", "mask_branch.head"]
 
 
 @pytest.fixture(scope="module")

@@ -104,3 +104,25 @@ def test_a_gradient_cannot_be_clipped_to_nothing_or_turned_round(limit) -> None:
         check_gradient_clip(limit)
     check_gradient_clip(None)
     check_gradient_clip(0.1)
+
+
+def test_fused_momenta_begin_at_zero_which_changes_no_step() -> None:
+    """A first step that is skipped then leaves no memory as it was found."""
+    options = {"algorithm": torch.optim.SGD, "lr": 0.1, "weight_decay": 0.01, "momentum": 0.9}
+    models = [network(), network()]
+    models[1].load_state_dict(models[0].state_dict())
+    ours = build_optimizer(models[0], fused=True, **options)
+    groups = parameter_groups(models[1], 0.1, 0.01)
+    theirs = torch.optim.SGD(groups, lr=0.1, weight_decay=0.01, momentum=0.9, fused=True)
+    trained = [p for group in ours.param_groups for p in group["params"]]
+    assert all(not ours.state[p]["momentum_buffer"].any() for p in trained)
+    for step in range(3):
+        for model, optimizer in zip(models, (ours, theirs), strict=True):
+            torch.manual_seed(step)
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.equal(a, b)
+    assert not build_optimizer(network(), fused=False, **options).state

@@ -36,6 +36,7 @@ def test_auto_on_a_cpu(computes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: computes)
     runtime = auto()
     assert (runtime.device, runtime.channels_last, runtime.tf32) == ("cpu", True, False)
+    assert (runtime.compile, runtime.graphs, runtime.tune_convolutions) == (False, 0, False)
     assert runtime.precision == ("bf16" if computes else "float32")
     said = ", ".join(runtime.choices)
     assert "device=cpu (torch sees no NVIDIA GPU)" in said
@@ -50,6 +51,7 @@ def test_auto_on_a_gpu(capability, precision: str, tf32: bool, gpu) -> None:
     runtime = auto()
     assert (runtime.device, runtime.precision) == ("cuda", precision)
     assert (runtime.tf32, runtime.channels_last) == (tf32, True)
+    assert (runtime.compile, runtime.graphs, runtime.tune_convolutions) == (True, 8, True)
     assert "device=cuda (Some GPU)" in runtime.choices
 
 
@@ -66,6 +68,7 @@ def test_tf32_is_of_matrix_products_and_convolutions(
 ) -> None:
     gpu((9, 0))
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     try:
         Runtime("cuda", tf32=tf32).apply()
@@ -73,6 +76,7 @@ def test_tf32_is_of_matrix_products_and_convolutions(
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
+    assert not torch.backends.cudnn.benchmark  # tune_convolutions
     expected = {True: ("high", True), False: ("highest", False), None: before}
     assert (matmul, convolution) == expected[tf32]
 
@@ -80,5 +84,10 @@ def test_tf32_is_of_matrix_products_and_convolutions(
 def test_misuse_is_refused() -> None:
     with pytest.raises(ValueError, match=r"runtime\.tf32=maybe: choose true, false or auto"):
         Runtime("cpu", tf32="maybe")
+    with pytest.raises(ValueError, match=r"runtime\.compile=yes: choose true, false or auto"):
+        Runtime("cpu", compile="yes")
+    for graphs in (-1, True, "many"):
+        with pytest.raises(ValueError, match=rf"runtime\.graphs={graphs}: give how many .* 0 for"):
+            Runtime("cpu", graphs=graphs)
     with pytest.raises(ValueError, match=r"runtime\.precision=half: choose auto"):
         Runtime("cpu", precision="half")
