@@ -107,3 +107,14 @@ def copy_bandwidth(device: torch.device, repeats: int) -> float:
     target = torch.empty_like(source)
     seconds = median_seconds({"copy": lambda: target.copy_(source)}, device, repeats)["copy"]
     return 2 * num_bytes / seconds
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
+    """Operations per second of a large product of matrices, two for each multiply-add.
+
+    The fastest of some: what a machine can do does not depend on what else it does.
+    """
+    side = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    clock = _cuda_seconds if device.type == "cuda" else _cpu_seconds
+    return 2 * side**3 / min(clock(lambda: a @ b, 1) for _ in range(repeats + 1))

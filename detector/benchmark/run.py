@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from detector.benchmark.comparison import compare, comparison_table
@@ -15,12 +15,16 @@ from detector.benchmark.index_rows import measure_index
 from detector.benchmark.kernels import measure_resources, resources_table, specialisations
 from detector.benchmark.machine import describe_run
 from detector.benchmark.measure import copy_bandwidth
+from detector.benchmark.model_rows import measure_models
 from detector.benchmark.rows import all_rows
 from detector.engine.atomic_file import write_json
 from detector.engine.progress import open_console
 from detector.ops.cuda.runtime import KernelsUnavailable
 
 WIDTH_IN_A_FILE = 170
+KINDS = ("ops", "train", "infer", "kernels", "data", "evaluate")
+# What is another one on another device, which what=all measures.
+OF_A_DEVICE = ("ops", "infer", "train", "kernels")
 
 
 def benchmark(cfg: DictConfig) -> dict[str, Any]:
@@ -33,11 +37,11 @@ def benchmark(cfg: DictConfig) -> dict[str, Any]:
         What was measured and on what, as written to ``cfg.json``.
 
     Raises:
-        ValueError: ``what`` or ``device`` is unknown, there is no such device, or the kernels
-            cannot be compiled.
+        ValueError: ``what`` or ``device`` is unknown, there is no such device, the kernels cannot
+            be compiled, or a setting does not fit what is measured.
     """
-    if cfg.what not in ("ops", "kernels", "data", "evaluate"):
-        raise ValueError(f"what={cfg.what}: ops, kernels, data or evaluate can be measured")
+    if cfg.what not in (*KINDS, "all"):
+        raise ValueError(f"what={cfg.what}: {', '.join(KINDS)} can be measured, or all")
     if cfg.repeats < 1:
         raise ValueError(f"repeats={cfg.repeats}: a median needs at least one")
     if cfg.threads is not None:
@@ -49,18 +53,29 @@ def benchmark(cfg: DictConfig) -> dict[str, Any]:
     report = describe_run(device)
     hardware = report.get("gpu") or f"{report['cpu']}, {report['threads']} threads"
     console.print(f"{hardware}, torch {report['torch']}", soft_wrap=True)
-    if cfg.what == "ops":
-        report |= measure_ops(device, cfg.repeats, cfg.only, console)
-    elif cfg.what == "data":
-        report |= measure_index(cfg.repeats, console)
-    elif cfg.what == "evaluate":
-        report |= measure_evaluation(console)
+    if cfg.what == "all":
+        for what in OF_A_DEVICE:
+            console.print(f"\nwhat={what}")
+            one = OmegaConf.merge(cfg, {"what": what})
+            report[what] = _measure(one, device, console)
     else:
-        report |= measure_kernels(console)
+        report |= _measure(cfg, device, console)
     if cfg.json is not None:
         write_json(Path(cfg.json), report)
         console.print(f"written to {cfg.json}", soft_wrap=True)
     return report
+
+
+def _measure(cfg: DictConfig, device: torch.device, console: Console) -> dict[str, Any]:
+    if cfg.what == "ops":
+        return measure_ops(device, cfg.repeats, cfg.only, console)
+    if cfg.what in ("train", "infer"):
+        return measure_models(cfg, device, console)
+    if cfg.what == "data":
+        return measure_index(cfg.repeats, console)
+    if cfg.what == "evaluate":
+        return measure_evaluation(console)
+    return measure_kernels(console)
 
 
 def choose_device(name: str) -> torch.device:
