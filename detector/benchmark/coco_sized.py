@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -17,6 +18,7 @@ _CROWD_SHARE = 0.012
 _SIZES = ((640, 480), (480, 640))
 # A file may have 65 000 names on common file systems.
 _MAX_LINKS = 30_000
+_CONTRAST = 11.0  # of the finest details of a photograph, in steps of 256
 
 
 def write_coco_sized(
@@ -24,11 +26,12 @@ def write_coco_sized(
     num_images: int = NUM_IMAGES,
     num_annotations: int = NUM_ANNOTATIONS,
     seed: int = 0,
+    suffix: str = ".png",
 ) -> None:
     """Writes COCO instance annotations with polygons, and run lengths for the crowd regions.
 
     As in COCO an annotation takes some 500 bytes, about 26 vertices with two decimals in 1.1 parts.
-    The same arguments give the same bytes.
+    The same arguments give the same bytes. ``suffix`` ends the names of the images.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     size_of_image = rng.integers(0, 2, num_images)
@@ -43,7 +46,7 @@ def write_coco_sized(
         for image in range(num_images):
             width, height = _SIZES[size_of_image[image]]
             file.write(
-                f'{"," if image else ""}{{"license":1,"file_name":"{image + 1:012d}.png",'
+                f'{"," if image else ""}{{"license":1,"file_name":"{image + 1:012d}{suffix}",'
                 f'"height":{height},"width":{width},"date_captured":"2013-11-14 17:02:52",'
                 f'"id":{image + 1}}}'
             )
@@ -77,6 +80,27 @@ def write_its_images(folder: Path, num_images: int = NUM_IMAGES, seed: int = 0) 
             Image.new("RGB", size).save(names[0])
             for name in names[1:]:
                 name.hardlink_to(names[0])
+
+
+def write_photos(folder: Path, num_images: int, seed: int = 0) -> None:
+    """Gives every image of :func:`write_coco_sized` a JPEG file that decodes like a photograph.
+
+    Light and dark at all scales, the more the coarser, as in nature: some 150 kB, as in COCO.
+    """
+    rng = np.random.Generator(np.random.PCG64(seed))
+    size_of_image = rng.integers(0, 2, num_images)
+    folder.mkdir(parents=True)
+    for image, which in enumerate(size_of_image):
+        width, height = _SIZES[which]
+        pixels = np.full((height, width, 3), 128.0, dtype=np.float32)
+        for scale in (1, 2, 4, 8, 16, 32, 64, 128):
+            shape = (-(-height // scale) + 1, -(-width // scale) + 1, 3)
+            noise = rng.normal(0, _CONTRAST * scale**0.4, shape).astype(np.float32)
+            # Colour changes less than light does.
+            noise = 0.7 * noise.mean(axis=2, keepdims=True) * 3**0.5 + 0.3 * noise
+            pixels += cv2.resize(noise, (width, height), interpolation=cv2.INTER_LINEAR)
+        picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        picture.save(folder / f"{image + 1:012d}.jpg", quality=92)
 
 
 def _outline(rng: np.random.Generator) -> str:

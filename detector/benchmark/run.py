@@ -13,6 +13,7 @@ from detector.benchmark.comparison import compare, comparison_table
 from detector.benchmark.evaluation_rows import measure_evaluation
 from detector.benchmark.index_rows import measure_index
 from detector.benchmark.kernels import measure_resources, resources_table, specialisations
+from detector.benchmark.loading_rows import measure_loading
 from detector.benchmark.machine import describe_run
 from detector.benchmark.measure import copy_bandwidth
 from detector.benchmark.model_rows import measure_models
@@ -72,10 +73,22 @@ def _measure(cfg: DictConfig, device: torch.device, console: Console) -> dict[st
     if cfg.what in ("train", "infer"):
         return measure_models(cfg, device, console)
     if cfg.what == "data":
-        return measure_index(cfg.repeats, console)
+        return measure_data(cfg, console)
     if cfg.what == "evaluate":
         return measure_evaluation(console)
     return measure_kernels(console)
+
+
+def measure_data(cfg: DictConfig, console: Console) -> dict[str, Any]:
+    """The start on a large annotation file, and what one data worker gives after it."""
+    parts = {
+        "index": lambda: measure_index(cfg.repeats, console),
+        "loading": lambda: measure_loading(cfg.repeats, console, cfg.annotations, cfg.images),
+    }
+    chosen = [name for name in parts if (cfg.only or "") in name]
+    if not chosen:
+        raise ValueError(f"only={cfg.only}: of what=data, {' or '.join(parts)} can stand alone")
+    return {name: parts[name]() for name in chosen}
 
 
 def choose_device(name: str) -> torch.device:

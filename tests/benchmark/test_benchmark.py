@@ -51,15 +51,17 @@ def test_a_report_says_what_was_measured_on_what(benchmark, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("what=op", "ops, kernels, data or evaluate"),
+        ("what=op", "kernels, data, evaluate can be measured"),
         ("device=tpu", "auto, cpu or cuda"),
         ("repeats=0", "at least one"),
         ("only=warp", "no op has this in its name"),
+        ("what=data only=lodaing", "index or loading can stand alone"),
+        ("what=data only=loading images=somewhere", "give both"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(benchmark, capsys, word, message):
     with pytest.raises(SystemExit) as exit:
-        benchmark("device=cpu", "repeats=1", word)
+        benchmark("device=cpu", "repeats=1", *word.split())
     assert exit.value.code == 2
     assert message in capsys.readouterr().err
 
