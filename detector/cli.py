@@ -108,6 +108,10 @@ def run_tool(name: str, config_dir: Path | None = None) -> None:
             tool = getattr(importlib.import_module(module), name)
             if name == "train" and HydraConfig.get().mode == RunMode.MULTIRUN:
                 _train_row(tool, config, rows)
+            elif name == "train":
+                from detector.engine.time_limit import process_began
+
+                tool(config, began=process_began())
             else:
                 tool(config)
 

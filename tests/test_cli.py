@@ -37,7 +37,7 @@ def tool(tmp_path: Path, monkeypatch):
 
     def run(*words: str):
         monkeypatch.setattr(sys, "argv", ["train", *words])
-        module.train = lambda config: seen.append(config) or run.function(config)
+        module.train = lambda config, **given: seen.append(config) or run.function(config)
         cli.run_tool("train", configs)
         return seen[-1]
 

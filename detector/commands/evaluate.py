@@ -28,6 +28,7 @@ from detector.engine.checkpoint import (
 from detector.engine.distributed import Ranks, check_alone, open_ranks
 from detector.engine.inference import evaluate_model
 from detector.engine.label_map import Relabelled, label_map
+from detector.engine.profiler import build_profiler
 from detector.engine.progress import open_console, track
 from detector.evaluation.table import evaluation_table
 from detector.setting_values import fit_value
@@ -95,12 +96,16 @@ def _evaluate(cfg: DictConfig, ranks: Ranks) -> dict[str, Any]:
     detector = with_augmentation(model, assembly.plain(config.evaluation.get("tta")))
     if labels is not None:
         detector = Relabelled(detector, labels).to(runtime.torch_device)
-    found = evaluate_model(detector, batches, evaluator, runtime, ranks=ranks)
+    output = Path(str(cfg.output)) if cfg.output is not None else default_output(path)
+    profiled = cfg.get("profiler") if ranks.is_first else None
+    folder = output / "profile"
+    with build_profiler(profiled, folder, runtime.torch_device, console.print, "batch") as profiler:
+        batches = profiler.over(batches)
+        found = evaluate_model(detector, batches, evaluator, runtime, ranks=ranks)
     if not ranks.is_first:
         return found.metrics
     console.print(evaluation_table(found))
 
-    output = Path(str(cfg.output)) if cfg.output is not None else default_output(path)
     written = write_evaluation(found, output)
     if cfg.report:
         index = dataset.index if model.has_classes else dataset.index.as_one_class()

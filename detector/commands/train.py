@@ -9,14 +9,16 @@ torchrun --nproc-per-node=8 tools/train.py ...         on 8 GPUs, see docs/distr
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from contextlib import closing, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from detector.commands.hyperparameters import final_metrics, hyperparameters
 from detector.commands.replay import ReplayFile
+from detector.commands.watcher import build_watcher
 from detector.engine import assembly
 from detector.engine.acceleration import accelerated
 from detector.engine.atomic_file import atomic_write, write_json
@@ -42,6 +44,7 @@ from detector.engine.pictures import Comparisons
 from detector.engine.plan import is_due, plan_training
 from detector.engine.precise_bn import check_precise_bn, recompute_batch_statistics
 from detector.engine.prefetch import prefetched
+from detector.engine.profiler import build_profiler
 from detector.engine.progress import describe_val_loss, duration, open_console, open_display
 from detector.engine.randomness import seed_everything, set_deterministic
 from detector.engine.resume import load_to_resume
@@ -49,7 +52,7 @@ from detector.engine.run_directory import RunDirectory, choose_run_directory, re
 from detector.engine.signals import AgreedStop, StopRequest
 from detector.engine.step_guard import StepGuard, check_on_nonfinite
 from detector.engine.stopwatch import Stopwatch
-from detector.engine.time_limit import TimeLimit
+from detector.engine.time_limit import ENDING, TimeLimit
 from detector.engine.training_state import TrainingState
 from detector.engine.training_step import TrainingStep, check_accumulate
 from detector.engine.validation_loss import ValidationLoss
@@ -64,15 +67,21 @@ from detector.engine.weights.initial_weights import (
     read_initial_checkpoint,
 )
 from detector.evaluation.table import evaluation_table
-from detector.predictor import Detector
+
+if TYPE_CHECKING:
+    from detector.evaluation.coco import Evaluation
+    from detector.structures import Batch
 
 
-def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
+def train(
+    cfg: DictConfig, whole: RunDirectory | None = None, began: float | None = None
+) -> dict[str, Any]:
     """Trains, evaluates and writes a run directory.
 
     Args:
         cfg: composed from ``configs/train.yaml``, which explains every key.
         whole: of the training in stages that this is one of, which goes on if this is stopped.
+        began: when the process did that has nothing else to do, by ``time.monotonic``; else now.
 
     Returns:
         The final metrics, as written to ``metrics.json``.
@@ -92,11 +101,14 @@ def train(cfg: DictConfig, whole: RunDirectory | None = None) -> dict[str, Any]:
     timeout = parse_duration("distributed.timeout", cfg.distributed.timeout or "10m")
     on_gpu = assembly.build(cfg.runtime).torch_device.type == "cuda"
     with open_ranks(timeout, on_gpu) as ranks:
-        return _train(cfg, whole, ranks)
+        return _train(cfg, whole, ranks, began)
 
 
-def _train(cfg: DictConfig, whole: RunDirectory | None, ranks: Ranks) -> dict[str, Any]:
-    began = time.monotonic()
+def _train(
+    cfg: DictConfig, whole: RunDirectory | None, ranks: Ranks, process_began: float | None
+) -> dict[str, Any]:
+    began = time.monotonic() if process_began is None else process_began
+    ending = 0.0 if process_began is None else ENDING
     # Where to write, and what to begin or go on from. Looked at first: it fails fast.
     run, resume_from = ranks.on_first(
         lambda: choose_run_directory(cfg.run_dir, cfg.resume, cfg.name)
@@ -189,17 +201,7 @@ def _train(cfg: DictConfig, whole: RunDirectory | None, ranks: Ranks) -> dict[st
     # Pictures. One alone has no proposals.
     num_pictures = 0 if model.needs_proposals else cfg.logging.pictures
     comparisons = Comparisons(val_set.index, num_pictures, cfg.logging.score_threshold)
-    watched_names, watched_ids = assembly.classes_of(model, classes, category_ids)
-    watcher = Detector(
-        state.evaluated_model,
-        class_names=watched_names,
-        category_ids=watched_ids,
-        transforms=assembly.build(cfg.augment.val),
-        runtime=runtime,
-        buckets=assembly.plain(cfg.data.buckets),
-        keypoint_names=train_set.index.keypoint_names if model.has_keypoints else (),
-        skeleton=train_set.index.skeleton if model.has_keypoints else (),
-    )
+    watcher = build_watcher(state.evaluated_model, cfg, runtime, train_set.index)
 
     # The run directory.
     size = checkpoint_bytes(optimizer, model, *([average.model] if average else []))
@@ -217,7 +219,8 @@ def _train(cfg: DictConfig, whole: RunDirectory | None, ranks: Ranks) -> dict[st
     }
     window, stopwatch = LossWindow(tolerated), Stopwatch(runtime.torch_device)
     images_per_step = cfg.data.batch_size * accumulate
-    limit = TimeLimit(time_limit, state.seconds, len(val_set) / images_per_step, began)
+    val_steps = len(val_set) / images_per_step
+    limit = TimeLimit(time_limit, state.seconds, val_steps, began, ending=ending)
     paced = limit.pace(schedule, plan.max_steps)
     rate = paced if time_limit is None else lambda step: ranks.of_first(paced(step))
     saved = state.step if resume_from == run.last else None
@@ -235,6 +238,12 @@ def _train(cfg: DictConfig, whole: RunDirectory | None, ranks: Ranks) -> dict[st
         CheckpointWriter(run, cfg.checkpoint.keep_last, saved, display.print)
         if ranks.is_first
         else CheckpointFollower(saved) as writer,
+        build_profiler(
+            cfg.profiler if ranks.is_first else None,
+            run.profile,
+            runtime.torch_device,
+            display.print,
+        ) as profiler,
         ReplayFile(run.replay, state, described, cfg.seed, accumulate)
         if ranks.is_first
         else nullcontext(),
@@ -244,6 +253,24 @@ def _train(cfg: DictConfig, whole: RunDirectory | None, ranks: Ranks) -> dict[st
         def content() -> dict[str, Any]:
             window.check()  # diverged weights must not replace good ones
             return state.content(limit.elapsed, described)
+
+        def evaluate_on(some: Iterable[Batch], partly: bool = True) -> Evaluation | None:
+            if cfg.training.precise_bn_steps:
+                recompute_batch_statistics(
+                    state.evaluated_model,
+                    loader.batches_at(loader.position, cfg.training.precise_bn_steps),
+                    runtime,
+                    cfg.seed,
+                    ranks,
+                )
+            evaluated = state.evaluated_model
+            asked = (stop.ask, val_loss, ranks, partly)
+            return evaluate_model(evaluated, some, evaluator, runtime, *asked)
+
+        def draw() -> None:
+            if ranks.is_first:
+                for name, picture in comparisons.draw(watcher, run.pictures):
+                    log.picture(state.step, name, picture)
 
         for line in transfer_report(transfer) if transfer else ():
             display.print(line)
@@ -281,6 +308,12 @@ def _train(cfg: DictConfig, whole: RunDirectory | None, ranks: Ranks) -> dict[st
             # Evaluate. It comes before the end of the loop, so that a run which was stopped after
             # its last step but before the evaluation catches up when it is resumed.
             stop.ask()
+            if state.step < plan.max_steps and ranks.of_first(limit.wants_rehearsal):
+                writer.save(content())
+                writer.wait()
+                limit.saving = writer.seconds
+                limit.rehearse(val_loader, len(val_loader), evaluate_on, draw)
+                stopwatch.restart()
             is_over = time_limit is not None and ranks.of_first(limit.is_over)
             finished = state.step >= plan.max_steps or is_over
             finished = finished or (early is not None and early.is_over)
@@ -289,23 +322,8 @@ def _train(cfg: DictConfig, whole: RunDirectory | None, ranks: Ranks) -> dict[st
                     writer.save(content())
                 ranks.waiting_for = f"the end of the evaluation after step {state.step}"
                 with limit.evaluating():
-                    if cfg.training.precise_bn_steps:
-                        recompute_batch_statistics(
-                            state.evaluated_model,
-                            loader.batches_at(loader.position, cfg.training.precise_bn_steps),
-                            runtime,
-                            cfg.seed,
-                            ranks,
-                        )
-                    found = evaluate_model(
-                        state.evaluated_model,
-                        display.track(val_loader, len(val_loader), "evaluating", "batches"),
-                        evaluator,
-                        runtime,
-                        should_stop=stop.ask,
-                        losses=val_loss,
-                        ranks=ranks,
-                    )
+                    tracked = display.track(val_loader, len(val_loader), "evaluating", "batches")
+                    found = evaluate_on(tracked, partly=False)
                     if found is not None:
                         is_best = state.judge(found.metrics)
                         log.evaluation(state.step, found.metrics)
@@ -314,9 +332,7 @@ def _train(cfg: DictConfig, whole: RunDirectory | None, ranks: Ranks) -> dict[st
                         if val_loss:
                             display.print(describe_val_loss(found.metrics["val"]))
                         writer.save(content(), best=is_best)
-                        if ranks.is_first:
-                            for name, picture in comparisons.draw(watcher, run.pictures):
-                                log.picture(state.step, name, picture)
+                        draw()
                 if early and early.is_over:
                     display.print(f"stopping early: {early}")
                     finished = True
@@ -325,6 +341,7 @@ def _train(cfg: DictConfig, whole: RunDirectory | None, ranks: Ranks) -> dict[st
                 break
 
             # One step.
+            profiler.begin(state.step + 1, stopwatch)
             limit.start_step()
             stopwatch.start()
             position = loader.position
@@ -337,6 +354,7 @@ def _train(cfg: DictConfig, whole: RunDirectory | None, ranks: Ranks) -> dict[st
             state.step += 1
             log.histograms(state.step, model)
             limit.end_step()
+            profiler.end()
 
             # Look at it now and then, and save.
             image_ids = torch.cat([batch.image_ids for batch in parts])

@@ -52,6 +52,7 @@ def evaluate_model(
     should_stop: Callable[[], bool] = lambda: False,
     losses: ValidationLoss | None = None,
     ranks: Ranks | None = None,
+    partly: bool = False,
 ) -> Evaluation | None:
     """Detects on every batch and compares with the ground truth.
 
@@ -63,6 +64,7 @@ def evaluate_model(
         should_stop: asked after each batch; must say the same on all ranks.
         losses: where given, is reset first and becomes the metrics' ``"val"``.
         ranks: that evaluate together.
+        partly: whether images may be missing, which count as if nothing was found.
 
     Returns:
         The evaluation, or ``None`` when ``should_stop`` said so. On other ranks than the first it
@@ -86,7 +88,7 @@ def evaluate_model(
         if should_stop():
             return None
     if ranks.size == 1:
-        return _summary(evaluator, losses)
+        return _summary(evaluator, losses, partly)
     states = ranks.gather((evaluator.state(), losses.state() if losses is not None else None))
     if states is None:
         return ranks.exchange(None)[0]
@@ -94,13 +96,15 @@ def evaluate_model(
         evaluator.merge(seen)
         if losses is not None:
             losses.merge(lost)
-    found = _summary(evaluator, losses)
+    found = _summary(evaluator, losses, partly)
     nothing = found.results.select(np.zeros(len(found.results), dtype=bool))
     ranks.exchange(dataclasses.replace(found, results=nothing, errors={}))
     return found
 
 
-def _summary(evaluator: CocoEvaluator, losses: ValidationLoss | None) -> Evaluation:
+def _summary(evaluator: CocoEvaluator, losses: ValidationLoss | None, partly: bool) -> Evaluation:
+    if partly:
+        evaluator.fill_up()
     found = evaluator.summarize()
     if losses is not None:
         found.metrics["val"] = losses.result()

@@ -6,6 +6,7 @@ metrics.json     the final evaluation
 checkpoints/     last.pt, previous.pt, best.pt, see :mod:`detector.engine.checkpoint_writer`
 replay.pt        a step with a non-finite loss, see :mod:`detector.commands.replay`
 tensorboard/     event files
+profile/         traces of steps, see :mod:`detector.engine.profiler`
 pictures/        ground truth beside predictions on validation images
 """
 
@@ -76,6 +77,10 @@ class RunDirectory:
     @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
+
+    @property
+    def profile(self) -> Path:
+        return self.path / "profile"
 
     @property
     def pictures(self) -> Path:

@@ -16,9 +16,14 @@ class Stopwatch:
 
     Args:
         device: where the model runs.
+
+    Attributes:
+        laps: where a list is put, each lap is added: its name, and its begin and end by the host's
+            ``time.perf_counter``.
     """
 
     def __init__(self, device: torch.device) -> None:
+        self.laps: list[tuple[str, float, float]] | None = None
         self._device = device
         self._seconds: dict[str, float] = defaultdict(float)
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
@@ -36,6 +41,8 @@ class Stopwatch:
     def lap(self, name: str, on_host: bool = False) -> None:
         """Books the time since :meth:`start` or the former lap under ``name``."""
         now = time.perf_counter()
+        if self.laps is not None:
+            self.laps.append((name, self._last, now))
         if self._device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
             event.record(torch.cuda.current_stream(self._device))

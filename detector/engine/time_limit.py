@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
 
 from detector.engine.schedule import Schedule
 
+Item = TypeVar("Item")
+
 MARGIN = 1.2  # the next evaluation may take longer than the last one did: there is more to find
+REHEARSED_MARGIN = 1.4  # a part stood for the whole
+ENDING = 2.0  # seconds for workers and the interpreter to end, if it is a process that has to
 
 
 class TimeLimit:
     """The wall-clock time that a training may take, and how much of it is left for steps.
 
     What has to happen after the last step, an evaluation and the last checkpoint, is measured
-    whenever it happens, and that much is kept free. Before the first evaluation it is taken to last
-    as long as training on as many images would, which is longer than evaluating commonly takes.
+    whenever it happens, and that much is kept free. Until then an evaluation is taken to last as
+    long as training on as many images would. That is a guess: drawing, pasting masks and summing up
+    may take longer. If a third of the time has passed and nothing has been evaluated, or the guess
+    says that time is over, the end is rehearsed with a part of the images (see :meth:`rehearse`):
+    early enough for the rate to fall in what is left, and late enough for objects to be found.
 
     The learning rate follows the time, so that it has fallen to its end when the time is over: see
     :meth:`pace`. What a run computes then depends on the speed of the machine.
@@ -28,6 +39,7 @@ class TimeLimit:
         val_steps: how many steps would take as many images as an evaluation does.
         began: when this process began with it, by ``clock``; now, if not given.
         clock: gives seconds.
+        ending: seconds that the process takes to end when training has ended.
 
     Attributes:
         saving: seconds that the last checkpoint took to write.
@@ -40,6 +52,7 @@ class TimeLimit:
         val_steps: float = 0.0,
         began: float | None = None,
         clock: Callable[[], float] = time.monotonic,
+        ending: float = 0.0,
     ) -> None:
         self.limit = seconds
         self._val_steps = val_steps
@@ -49,6 +62,8 @@ class TimeLimit:
         self._steps: deque[float] = deque(maxlen=20)
         self._step_began: float | None = None
         self._evaluation: float | None = None
+        self._margin = MARGIN
+        self._ending = ending
         self.saving = 0.0
 
     def __str__(self) -> str:
@@ -74,13 +89,53 @@ class TimeLimit:
         began = self._clock()
         yield
         self._evaluation = self._clock() - began
+        self._margin = MARGIN
+
+    @property
+    def wants_rehearsal(self) -> bool:
+        """Whether it is time to find out what an evaluation takes."""
+        if self.limit is None or self._evaluation is not None or not self._steps:
+            return False
+        return self.elapsed >= self.limit / 3 or self.is_over
+
+    def rehearse(
+        self,
+        batches: Iterable[Item],
+        total: int,
+        evaluate: Callable[[Iterable[Item]], object],
+        rest: Callable[[], object],
+    ) -> None:
+        """Does a part of what comes after the last step, and concludes how long all of it takes.
+
+        Args:
+            batches: of the evaluation.
+            total: how many they are.
+            evaluate: evaluates on some of them, and sums up as if they were all.
+            rest: does what takes as long however many they are: draws pictures.
+        """
+        count = min(max(total // 20, 2), 16, total)
+        asked: list[float] = []
+
+        def some() -> Iterator[Item]:
+            for batch in islice(batches, count):
+                yield batch
+                asked.append(self._clock())
+
+        began = self._clock()
+        evaluate(some())
+        rest()
+        spent = self._clock() - began
+        # The first one waits for data workers to start.
+        each = (asked[-1] - asked[0]) / (len(asked) - 1) if len(asked) > 1 else spent
+        self._evaluation = spent + each * (total - count)
+        self._margin = REHEARSED_MARGIN
 
     @property
     def reserve(self) -> float:
         """Seconds to keep for what comes after the last step."""
         step = max(self._steps, default=0.0)
         evaluation = self._val_steps * step if self._evaluation is None else self._evaluation
-        return MARGIN * (evaluation + 2 * self.saving)
+        return self._margin * (evaluation + 2 * self.saving) + self._ending
 
     @property
     def is_over(self) -> bool:
@@ -105,3 +160,17 @@ class TimeLimit:
             return schedule.warmup(step) * schedule.decay(reached)
 
         return multiplier
+
+
+def process_began(clock: Callable[[], float] = time.monotonic, proc: Path = Path("/proc")) -> float:
+    """When this process was started, by ``clock``: importing takes seconds of a limit too.
+
+    Where the kernel does not tell, now.
+    """
+    try:
+        words = (proc / "self" / "stat").read_text().rpartition(")")[2].split()
+        up = float((proc / "uptime").read_text().split()[0])
+        age = up - int(words[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return clock()
+    return clock() - max(age, 0.0)

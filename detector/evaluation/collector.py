@@ -59,6 +59,14 @@ class DetectionCollector:
         for image_id, found in state.items():
             self._found.setdefault(image_id, found)
 
+    def fill_up(self) -> None:
+        """Take images that were not seen for images in which nothing was found."""
+        index = self._index
+        for i, image_id in enumerate(np.asarray(index.image_ids).tolist()):
+            if image_id not in self._found:
+                size = (int(index.heights[i]), int(index.widths[i]))
+                self._found[image_id] = pack_records([], np.zeros(0, np.int64), size)
+
     def table(self) -> DetectionTable:
         """The detections of every image in the dataset's order.
 

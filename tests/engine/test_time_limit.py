@@ -1,14 +1,28 @@
 import json
 import math
+import os
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+import detector.commands.train
+import detector.engine.checkpoint_writer
 from detector.commands.train import train
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.durations import parse_duration
+from detector.engine.pictures import Comparisons
 from detector.engine.schedule import Cosine, MultiStep
-from detector.engine.time_limit import MARGIN, TimeLimit
+from detector.engine.time_limit import (
+    ENDING,
+    MARGIN,
+    REHEARSED_MARGIN,
+    TimeLimit,
+    process_began,
+)
+from detector.engine.training_step import TrainingStep
+from detector.rcnn import FasterRCNN
 from tests.engine.toy_training import toy_config
 
 
@@ -91,27 +105,97 @@ def test_the_rate_falls_to_its_end_within_the_time() -> None:
     assert TimeLimit(None).pace(schedule, 1000) is schedule
 
 
-def test_a_training_ends_evaluated_and_saved_by_then(shapes_root: Path, tmp_path: Path) -> None:
-    """Of 100000 steps; its clock is the steps it has taken, so the test does not depend on time."""
-    overrides = ("training.max_steps=100000", "training.time_limit=7s", "logging.every=1")
-    with pytest.MonkeyPatch.context() as patch:
-        clock = Clock()
-        began = TimeLimit.start_step
+def test_the_end_is_rehearsed_and_what_it_takes_concluded() -> None:
+    clock = Clock()
+    limit = TimeLimit(1000.0, val_steps=1, clock=clock)
+    steps_within(TimeLimit(10.0, clock=clock), clock, 1)
+    assert not limit.wants_rehearsal  # no step yet
+    limit.start_step()
+    clock.now += 1
+    limit.end_step()
+    assert not limit.wants_rehearsal
+    clock.now = 1334.0
+    assert limit.wants_rehearsal and not limit.is_over
+    seen = []
 
-        def tick(limit: TimeLimit) -> None:
-            began(limit)
-            clock.now += 0.5
+    def evaluate(some) -> None:
+        clock.now += 7  # data workers start
+        for batch in some:
+            seen.append(batch)
+            clock.now += 2
+        clock.now += 3  # summing up
 
-        patch.setattr("detector.commands.train.time.monotonic", clock)
-        patch.setattr(TimeLimit.__init__, "__defaults__", (0.0, 0.0, None, clock))
-        patch.setattr(TimeLimit, "start_step", tick)
-        train(toy_config(shapes_root, tmp_path, *overrides))
+    def draw() -> None:
+        clock.now += 5
+
+    limit.rehearse(range(100), 100, evaluate, draw)
+    assert seen == [0, 1, 2, 3, 4]
+    assert limit.reserve == pytest.approx(REHEARSED_MARGIN * (7 + 100 * 2 + 3 + 5))
+    assert not limit.wants_rehearsal
+    with limit.evaluating():  # what is known replaces what was concluded
+        clock.now += 30
+    assert limit.reserve == pytest.approx(MARGIN * 30)
+
+
+def test_a_process_began_before_its_clock_was_looked_at(tmp_path: Path) -> None:
+    now = time.monotonic()
+    assert 0 <= now - process_began() < 24 * 3600
+    ticks = os.sysconf("SC_CLK_TCK")
+    (tmp_path / "self").mkdir()
+    (tmp_path / "uptime").write_text("1000.00 1.0\n")
+    words = ["S", *["0"] * 18, str(990 * ticks), "0"]
+    (tmp_path / "self" / "stat").write_text(f"42 (a) b) {' '.join(words)}\n")
+    assert process_began(lambda: 500.0, tmp_path) == pytest.approx(490)
+    assert process_began(lambda: 500.0, tmp_path / "nowhere") == 500
+
+
+@pytest.mark.parametrize(
+    "seconds",
+    [
+        {"step": 0.5, "batch": 0.5, "picture": 0.0, "save": 0.0},  # evaluating is as training
+        {"step": 0.5, "batch": 4.0, "picture": 3.0, "save": 2.0},  # everything else is slower
+        {"step": 0.3, "batch": 8.0, "picture": 0.0, "save": 0.5},
+        {"step": 3.0, "batch": 0.1, "picture": 0.0, "save": 4.0},
+        {"step": 0.5, "batch": 4.0, "picture": 3.0, "save": 1.0, "slower": 1.25},
+    ],
+)
+def test_a_training_ends_evaluated_and_saved_by_then(
+    seconds: dict[str, float], shapes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 100000 steps. Its clock is moved by what is done, so the test does not depend on time.
+
+    The last case is a machine on which, from the middle on, everything takes longer.
+    """
+    clock, limit = Clock(), 120
+    overrides = ("training.max_steps=100000", f"training.time_limit={limit}s", "logging.every=1")
+
+    def tick(what: str) -> None:
+        late = clock.now > 1000 + limit / 2
+        clock.now += seconds[what] * (seconds.get("slower", 1.0) if late else 1.0)
+
+    def ticking(owner: object, name: str, what: str) -> None:
+        original = getattr(owner, name)
+
+        def called(*arguments, **options):
+            tick(what)
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, called)
+
+    ticking(TrainingStep, "__call__", "step")
+    ticking(FasterRCNN, "detect", "batch")
+    ticking(Comparisons, "draw", "picture")
+    ticking(detector.engine.checkpoint_writer, "save_checkpoint", "save")
+    monkeypatch.setattr("detector.engine.checkpoint_writer.time.perf_counter", clock)
+    monkeypatch.setattr(detector.commands.train, "TimeLimit", partial(TimeLimit, clock=clock))
+    config = toy_config(shapes_root, tmp_path, *overrides, "data.val_batch_size=1")
+    train(config, began=990.0)  # importing took ten seconds
+    spent = clock.now - 990
+    assert spent <= limit - ENDING
+    assert spent > 0.6 * limit  # and it is made use of
     saved = load_checkpoint(tmp_path)
     assert saved["evaluation"]["step"] == saved["step"] > 1
-    # Two steps' time for the evaluation, and the last step itself.
-    reserve = MARGIN * 2 * 0.5
-    assert saved["seconds"] == saved["step"] * 0.5 <= 7 - reserve < saved["seconds"] + 2 * 0.5
     lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     rates = [line["lr"] for line in lines if line["kind"] == "training"]
-    assert rates[-1] < 0.05 * max(rates)
+    assert rates[-1] < 0.1 * max(rates)
     assert (tmp_path / "metrics.json").is_file()
