@@ -43,6 +43,10 @@ class ProgressDisplay:
         """Text or a rich table, above the bar."""
         self.console.print(*what, soft_wrap=all(isinstance(x, str) for x in what))
 
+    def note(self, text: str) -> None:
+        """What is going on between two reports; a bar has room for it, and a warning stays."""
+        self.print(text)
+
     def advance(self, step: int) -> None:
         """``step`` steps are finished."""
         self.step = step
@@ -86,6 +90,12 @@ class LiveDisplay(ProgressDisplay):
 
     def __exit__(self, *exception: object) -> None:
         self._live.__exit__(None, None, None)
+
+    def note(self, text: str) -> None:
+        if text.startswith("warning"):
+            self.print(text)
+        else:
+            self._values.plain = text
 
     def advance(self, step: int) -> None:
         super().advance(step)

@@ -24,6 +24,8 @@ from omegaconf import DictConfig
 from detector.cli import _reported as reported
 from detector.commands.evaluate import evaluate
 from detector.commands.train import train
+from detector.engine import acceleration
+from detector.engine.compiled import compile_parts
 from detector.engine.data_parallel import DataParallel
 from detector.engine.training_step import TrainingStep
 from tests.engine.toy_training import CONFIGS, toy_config
@@ -105,6 +107,11 @@ def poison_one(rank: int) -> None:
         return losses | {"loss_box": losses["loss_box"] * (torch.nan if bad else 1.0)}
 
     DataParallel.__call__ = poisoned
+
+
+def compile_quickly(_: int) -> None:
+    """Traced and differentiated as for a compiler; the C++ of it would take minutes."""
+    acceleration.compile_parts = lambda model: compile_parts(model, "aot_eager")
 
 
 def note_statistics(folder: Path) -> Callable[[int], None]:
@@ -221,6 +228,7 @@ def main(data_root: str, folder: Path) -> None:
     run("one", 1)
     run("two", 2)
     run("parts", 2, "data.batch_size=2", "training.accumulate=2")
+    run("compiled", 2, "runtime.compile=true", prepare=compile_quickly)
     still = ("optimizer.lr=1e-30", "training.max_steps=1")
     run("still_one", 1, *still)
     run("still_two", 2, *still)

@@ -54,9 +54,13 @@ def assert_weights_close(one: dict[str, Any], other: dict[str, Any]) -> None:
             torch.testing.assert_close(other[key][name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("name", ["two", "parts"])
+@pytest.mark.parametrize("name", ["two", "parts", "compiled"])
 def test_two_ranks_of_two_images_are_one_of_four(runs: Path, name: str) -> None:
     """Not all anchors and RoIs are taken: the same ones are drawn. ``parts`` accumulates too."""
+    assert ("compiling normalizer" in (runs / f"{name}.0.stdout").read_text()) == (
+        name == "compiled"
+    )
+    assert not any("could not be compiled" in end["said"] for end in ends(runs, name))
     assert codes(runs, "one") == [0] and codes(runs, name) == [0, 0]
     one, other = lines(runs, "one"), lines(runs, name)
     assert [(r["kind"], r["step"]) for r in one] == [(r["kind"], r["step"]) for r in other]

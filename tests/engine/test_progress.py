@@ -55,3 +55,17 @@ def test_a_terminal_gets_a_bar_that_starts_at_the_resumed_step() -> None:
         assert list(display.track("ab", 2, "evaluating", "batches")) == ["a", "b"]
     text = out.getvalue()
     assert "32/100" in text and "loss 1.5" in text and "ETA 0:01:08" in text
+
+
+def test_what_goes_on_between_reports_stands_in_the_bar_and_warnings_above_it() -> None:
+    out = io.StringIO()
+    with LiveDisplay(Console(file=out, width=100, force_terminal=True), 10) as display:
+        display.note("recorded steps of 16 images")
+        assert display._values.plain == "recorded steps of 16 images"
+        display.note("warning: steps of 16 images have no graph")
+        assert display._values.plain == "recorded steps of 16 images"
+    assert "warning: steps of 16 images have no graph" in out.getvalue()
+    pipe = io.StringIO()
+    with open_display(10, console=Console(file=pipe, width=40)) as display:
+        display.note("recorded steps of 16 images, 1 of at most 8, in 1.2 s")
+    assert pipe.getvalue() == "recorded steps of 16 images, 1 of at most 8, in 1.2 s\n"
