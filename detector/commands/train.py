@@ -302,7 +302,7 @@ def _train(
             display.print(f"warning: {warning}")
         display.print(f"writing to {run.path}")
 
-        take_step = accelerated(plain_step, accumulate, display.print)
+        take_step = accelerated(plain_step, accumulate, display.note)
         batches = prefetched(loader, runtime)
         while True:
             # Evaluate. It comes before the end of the loop, so that a run which was stopped after
