@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from detector.commands.report import comparison_folder, write_report
 from detector.data.coco import read_coco
 from detector.data.index import AnnotationIndex
 from detector.data.json_files import read_json
 from detector.data.lvis import read_lvis
-from detector.engine.assembly import plain
+from detector.engine.assembly import build_dataset, choose_metric, plain
 from detector.engine.atomic_file import atomic_write, write_json
 from detector.engine.progress import open_console
 from detector.evaluation.coco import CocoEvaluator, Evaluation
@@ -27,7 +27,8 @@ def score_detections(cfg: DictConfig) -> dict[str, Any]:
     """Prints a table and writes ``evaluation.json``, ``errors.json`` and ``detections.json``.
 
     Args:
-        cfg: composed from ``configs/evaluate.yaml``, with ``detections`` and ``annotations``.
+        cfg: composed from ``configs/evaluate.yaml``, with ``detections``, and with ``annotations``
+            or a dataset in ``data``.
 
     Returns:
         The metrics, as written to ``evaluation.json``.
@@ -36,20 +37,15 @@ def score_detections(cfg: DictConfig) -> dict[str, Any]:
         ValueError, FileNotFoundError: files that are not what they should be; a setting that is
             for checkpoints, or none.
     """
-    if cfg.annotations is None:
-        raise ValueError(
-            f"detections={cfg.detections} are compared with ground truth: give "
-            "annotations=FILE.json, in COCO's or LVIS's format"
-        )
     if cfg.evaluation.tta is not None:
         raise ValueError(
             "evaluation.tta looks at images anew: it needs checkpoint=, no detections="
         )
     file = Path(str(cfg.detections))
     output = Path(str(cfg.output)) if cfg.output is not None else file.parent / "evaluation"
-    index = read_ground_truth(Path(str(cfg.annotations)))
+    index, metric = read_truth(cfg)
     results = read_results(file, index)
-    evaluator = choose_evaluator(cfg.evaluation, index, results)
+    evaluator = choose_evaluator(cfg.evaluation, metric, index, results)
     evaluator.merge(results.found)
     found = evaluator.summarize()
     skipped = [f"{len(index.skipped)} damaged records of {index.source_file} are left out."]
@@ -64,13 +60,42 @@ def score_detections(cfg: DictConfig) -> dict[str, Any]:
     console.print(evaluation_table(found))
     written = write_evaluation(found, output)
     if cfg.report:
-        if cfg.images is not None:
-            index.image_root = Path(str(cfg.images))
         compare = comparison_folder(cfg, output)
         name = Path(str(cfg.detections)).name
         written += f", and {write_report(found, index, output, name, compare)}"
     console.print(f"written to {output}/{written}", soft_wrap=True)
     return found.metrics
+
+
+def read_truth(cfg: DictConfig) -> tuple[AnnotationIndex, str]:
+    """The ground truth of ``cfg.annotations`` or of ``cfg.data``, and what it is measured by.
+
+    Raises:
+        ValueError, FileNotFoundError: neither is given, or both; they cannot be read.
+    """
+    chosen = OmegaConf.select(cfg, "data.val._target_") is not None
+    if chosen == (cfg.annotations is not None):
+        raise ValueError(
+            f"detections={cfg.detections} are compared with ground truth: give "
+            "annotations=FILE.json, in COCO's or LVIS's format, or for any other format data=NAME "
+            "and data.root=FOLDER as for training" + (", not both" if chosen else "")
+        )
+    if not chosen:
+        index = read_ground_truth(Path(str(cfg.annotations)))
+        if cfg.images is not None:
+            index.image_root = Path(str(cfg.images))
+        return index, cfg.evaluation.metric or ("lvis" if index.federated is not None else "coco")
+    if cfg.images is not None:
+        raise ValueError(
+            f"images={cfg.images} goes with annotations=; with data= the dataset says where its "
+            "images are"
+        )
+    # What only a training reads may refer to a whole configuration, which is not here.
+    for key, value in (("augment", None), ("seed", 0), ("keep_empty", True), ("proposals", None)):
+        if key in cfg.data.val:
+            cfg.data.val[key] = value
+    dataset = build_dataset(cfg.data, "val")
+    return dataset.index, choose_metric(cfg.evaluation, dataset)
 
 
 def read_ground_truth(annotations: Path) -> AnnotationIndex:
@@ -87,14 +112,13 @@ def read_ground_truth(annotations: Path) -> AnnotationIndex:
 
 
 def choose_evaluator(
-    evaluation: DictConfig, index: AnnotationIndex, results: ResultsFile
+    evaluation: DictConfig, metric: str, index: AnnotationIndex, results: ResultsFile
 ) -> DetectionCollector:
-    """The evaluator of what the results hold, by ``evaluation.metric`` or the file's own.
+    """The evaluator of what the results hold: ``"coco"``, ``"lvis"`` or ``"voc"``.
 
     Raises:
         ValueError: there is no such metric, or the results do not go with it.
     """
-    metric = evaluation.metric or ("lvis" if index.federated is not None else "coco")
     analysed = evaluation.errors is None or evaluation.errors
     threshold = evaluation.score_threshold
     threshold = (0.5 if threshold is None else threshold) if analysed else None

@@ -2,7 +2,8 @@
 
 https://cocodataset.org/#format-results: a list of records ``image_id``, ``category_id``, ``score``
 and of ``bbox`` (x, y, width, height), ``segmentation`` (run lengths, or polygons) and ``keypoints``
-what was found.
+what was found. Where images have no ids, as in formats other than COCO's, ``file_name`` tells the
+image: as in the dataset, or its last part where that is of one image alone.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ def read_results(path: Path | str, index: AnnotationIndex) -> ResultsFile:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; give detections=FILE.json")
     records = read_json(path)
-    if not isinstance(records, list):
+    if isinstance(records, list):
+        records = _identified(path, records, index)
+    else:
         hint = ""
         if isinstance(records, dict) and "annotations" in records:
             hint = "; with 'annotations' in it this looks like ground truth: annotations=FILE"
@@ -86,6 +89,40 @@ def read_results(path: Path | str, index: AnnotationIndex) -> ResultsFile:
         for image_id, size in sizes.items()
     }
     return ResultsFile(found, kinds, _notes(found))
+
+
+def _identified(path: Path, records: list[Any], index: AnnotationIndex) -> list[Any]:
+    """Records with the ids of the images that they name; in COCO's format an id of theirs stays.
+
+    Raises:
+        ValueError: no image has the name, or several.
+    """
+
+    def named(record: Any) -> bool:
+        has_name = isinstance(record, dict) and isinstance(record.get("file_name"), str)
+        return has_name and ("image_id" not in record or index.source_format != "coco")
+
+    if not any(map(named, records)):
+        return records
+    names = [index.file_name(i).replace("\\", "/") for i in range(len(index))]
+    ids = np.asarray(index.image_ids).tolist()
+    of_name = dict(zip(names, ids, strict=True))
+    of_last = defaultdict(set)
+    for name, image_id in of_name.items():
+        of_last[name.rpartition("/")[2]].add(image_id)
+    problems, found = [], []
+    for number, record in enumerate(records):
+        if named(record):
+            name = record["file_name"].replace("\\", "/")
+            fitting = {of_name[name]} if name in of_name else of_last.get(name, set())
+            if len(fitting) != 1:
+                what = f"that {len(fitting)} images have" if fitting else "that no image has"
+                problems.append((number, f"file_name is {name!r}, a name {what}"))
+                continue
+            record = record | {"image_id": next(iter(fitting))}
+        found.append(record)
+    _check(path, problems, f"{index.source_file} has images such as {names[0]!r}")
+    return found
 
 
 def _plain_problems(records: list[Any]):
@@ -203,14 +240,12 @@ def _check_ids(path: Path, records: list[dict], index: AnnotationIndex) -> None:
         )
 
 
-def _check(path: Path, problems: Any) -> None:
+def _check(path: Path, problems: Any, remedy: str = f"COCO's results format is {FORMAT}") -> None:
     problems = list(problems)
     if problems:
         listed = "\n".join(f"  record {number}: {what}" for number, what in problems[:_LISTED])
         more = f"\n  ... and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
-        raise ValueError(
-            f"{path}: {len(problems)} problems\n{listed}{more}\nCOCO's results format is {FORMAT}"
-        )
+        raise ValueError(f"{path}: {len(problems)} problems\n{listed}{more}\n{remedy}")
 
 
 def _standard(

@@ -81,7 +81,7 @@ def read_scored(path: Path, index: AnnotationIndex) -> Scored:
     errors_file, results_file = file.with_name("errors.json"), file.with_name("detections.json")
     errors = read_json(errors_file) if errors_file.is_file() else {}
     results = None
-    if results_file.is_file() and index.source_format == "coco":
+    if results_file.is_file():
         collector = DetectionCollector(index)
         collector.merge(read_results(results_file, index).found)
         results = collector.table()

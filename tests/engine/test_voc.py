@@ -81,7 +81,9 @@ def trained_on_voc(compose_voc, tmp_path_factory) -> Path:
 
 def test_training_measures_voc_and_keeps_the_best_by_it(trained_on_voc: Path) -> None:
     metrics = json.loads((trained_on_voc / "metrics.json").read_text())
-    assert set(metrics) == {"voc", "voc_errors", "per_class"} and set(metrics["voc"]) == set(NUMBERS)
+    assert set(metrics) == {"voc", "voc_errors", "per_class"} and set(metrics["voc"]) == set(
+        NUMBERS
+    )
     lines = (trained_on_voc / "metrics.jsonl").read_text().splitlines()
     evaluations = [line for line in map(json.loads, lines) if line["kind"] == "evaluation"]
     values = [line["voc"]["AP50"] for line in evaluations]

@@ -58,7 +58,7 @@ def evaluate(dataset, shift, name):
     file = root / f"{name}.json"
     file.write_text(json.dumps(records))
     results = read_results(file, index)
-    evaluator = choose_evaluator(SETTINGS, index, results)
+    evaluator = choose_evaluator(SETTINGS, "coco", index, results)
     evaluator.merge(results.found)
     return evaluator.summarize()
 
