@@ -3,6 +3,7 @@
 python tools/evaluate.py checkpoint=runs/shapes/.../checkpoints/best.pt
 python tools/evaluate.py checkpoint=PATH data=coco data.root=/data/coco
 python tools/evaluate.py detections=FILE annotations=FILE output=DIR
+python tools/evaluate.py detections=FILE data=voc data.root=DIR output=DIR
 torchrun --nproc-per-node=8 tools/evaluate.py checkpoint=PATH    each image on one of 8 GPUs
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -81,4 +82,8 @@ class DetectionCollector:
                 f" evaluated, the first of them {missing[:5]}: pass every image to update()"
             )
         per_image = [self._found[image_id] for image_id in image_ids]
-        return join_images(image_ids, self._index.category_ids, per_image)
+        table = join_images(image_ids, self._index.category_ids, per_image)
+        if self._index.source_format == "coco":
+            return table
+        names = [self._index.file_name(i) for i in range(len(self._index))]
+        return dataclasses.replace(table, file_names=names)  # ids are the reader's own
