@@ -59,7 +59,7 @@ def test_a_terminal_gets_a_bar_that_starts_at_the_resumed_step() -> None:
 
 def test_what_goes_on_between_reports_stands_in_the_bar_and_warnings_above_it() -> None:
     out = io.StringIO()
-    with LiveDisplay(Console(file=out, width=100, force_terminal=True), 10) as display:
+    with LiveDisplay(Console(file=out, force_terminal=True, highlight=False), 10) as display:
         display.note("recorded steps of 16 images")
         assert display._values.plain == "recorded steps of 16 images"
         display.note("warning: steps of 16 images have no graph")
