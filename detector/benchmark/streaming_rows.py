@@ -41,7 +41,8 @@ def measure_streaming(num_images: int, num_detections: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         arguments = (folder, num_images, num_detections)
         for step in (write_truth, _measure):  # a process each: making must not blow up measuring
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
+            context = multiprocessing.get_context("spawn")
+            with context.Pool(1, torch.set_num_threads, (1,)) as pool:
                 found = pool.apply(step, arguments)
     return found
 
@@ -67,7 +68,6 @@ def _read_index(folder: str) -> Any:
 def _measure(folder: str, num_images: int, num_detections: int) -> dict[str, Any]:
     from detector.evaluation.coco import CocoEvaluator
 
-    torch.set_num_threads(1)
     index = _read_index(folder)
     evaluator = CocoEvaluator(index, ("box", "mask"), error_threshold=0.5)
     warm = make_batch(range(1), num_detections)

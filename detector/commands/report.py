@@ -45,7 +45,7 @@ def comparison_folder(
             f"compare={path}: a file of detections is compared with the evaluation.json of another"
         )
     other = cfg.copy()
-    folder = output / "compared" / path.stem
+    folder = output / "compared" / (path.name if path.is_dir() else path.stem)
     other.update(checkpoint=str(path), output=str(folder), report=False, compare=None)
     evaluate(other)
     return folder
