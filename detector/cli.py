@@ -55,6 +55,7 @@ TOOLS = {
     "describe": ("detector.commands.describe", "parts, shapes, parameters, FLOPs: experiment=NAME"),
     "benchmark": ("detector.benchmark.run", "our numbers beside others': what=ops|kernels|data"),
 }
+SEVERAL_RANKS = ("train", "evaluate")  # the tools that torchrun may start
 _QUOTED = """'input="my photos/a=b.jpg"'"""
 _OWN_DATA = (
     "Data of your own: data=custom, with data.root=FOLDER or, of train and val each, "
@@ -105,6 +106,7 @@ def run_tool(name: str, config_dir: Path | None = None) -> None:
         with _reported(name):
             _check_values(config, name, config_dir)
             _check_groups(config, config_dir)
+            _check_alone(name)
             tool = getattr(importlib.import_module(module), name)
             if name == "train" and HydraConfig.get().mode == RunMode.MULTIRUN:
                 _train_row(tool, config, rows)
@@ -153,6 +155,14 @@ def _train_row(train: Callable, config: DictConfig, rows: dict[str, Any]) -> Non
     rows[row] = train(config, whole=RunDirectory(directory.parent))
     if is_first:
         report_sweep(directory.parent, rows)
+
+
+def _check_alone(tool: str) -> None:
+    """Several processes of a tool that is not for them would overwrite each other's files."""
+    if tool not in SEVERAL_RANKS and os.environ.get("WORLD_SIZE", "1") != "1":
+        from detector.engine.distributed import check_alone  # it needs torch, which takes seconds
+
+        check_alone(f"tools/{tool}.py")
 
 
 def _check_values(config: DictConfig, tool: str, config_dir: Path) -> None:
@@ -276,10 +286,26 @@ def _explain(error: BaseException, tool: str, config_dir: Path | None) -> str:
                 key = re.search(r"full_key: (\S+)", message)
                 return f"{cause} (config key {key[1]})" if key else str(cause)
             cause = cause.__cause__
-        message = message.split("\nConfig search path")[0]
+        message = _nearest_first(message.split("\nConfig search path")[0])
         if "Could not find 'data/" in message:
             message += f"\n{_OWN_DATA}"
     return message
+
+
+def _nearest_first(message: str) -> str:
+    """Of a choice that is not there, the names that look like it come first."""
+    found = re.search(r"Could not find '[^']*?([^/']+)'\s+Available options in '(\S+)':\s", message)
+    if found is None:
+        return message
+    wanted, group = found.groups()
+    names = message[found.end() :].split()
+    near = difflib.get_close_matches(wanted, names, n=4)
+    near += [name for name in names if wanted in name and name not in near]
+    if not near:
+        return message
+    others = ", ".join(name for name in names if name not in near[:4])
+    first = f"there is no {group}={wanted}; did you mean {' or '.join(near[:4])}?"
+    return f"{first}\nOthers: {others}" if others else first
 
 
 def _explain_unknown_key(key: str, tool: str, config_dir: Path) -> str:

@@ -111,6 +111,43 @@ def test_an_unknown_choice_lists_the_choices(refused):
     assert "experiment/long" in message and "short" in message
 
 
+@pytest.mark.parametrize(
+    ("word", "first", "last"),
+    [
+        ("shrot", "there is no experiment=shrot; did you mean short?", "long_voc07"),
+        ("voc07", "there is no experiment=voc07; did you mean long_voc07?", "short"),
+    ],
+)
+def test_a_misspelt_choice_is_told_the_near_ones_first(
+    tool, refused, tmp_path: Path, word: str, first: str, last: str
+):
+    (tmp_path / "configs" / "experiment" / "long_voc07.yaml").touch()
+    message, code = refused(f"experiment={word}")
+    assert code == 2
+    assert message.startswith(f"detector train: error: {first}\nOthers: {last}")
+
+
+def test_a_tool_for_one_process_is_refused_several(tool, refused, monkeypatch):
+    tool()  # several ranks train
+    monkeypatch.setattr(cli, "SEVERAL_RANKS", ("evaluate",))
+    tool()
+    place = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    message, code = refused()
+    assert (code, "tools/train.py is not for 2 ranks; start it without torchrun" in message) == (
+        2,
+        True,
+    )
+
+
+def test_a_batch_size_may_be_short():
+    assert cli._spelt_out("batch_size=auto", "train") == "data.batch_size=auto"
+    assert cli._spelt_out("batch_size=4", "predict") == "batch_size=4"
+    assert cli._spelt_out("init=runs/a=b", "train") == "init.checkpoint=runs/a=b"
+    assert cli._spelt_out("init={backbone: x}", "train") == "init={backbone: x}"
+
+
 def test_a_file_given_as_the_data_is_told_its_place(tool, refused, tmp_path: Path):
     (tmp_path / "configs" / "data").mkdir()
     (tmp_path / "configs" / "data" / "custom.yaml").touch()

@@ -49,3 +49,10 @@ def test_values_of_another_kind_are_refused(value, default, message):
 @pytest.mark.parametrize("key", ["training.max_steps", "optimizer.norm_weight_decay"])
 def test_null_where_the_configs_give_it_a_meaning(key):
     assert fit_value(key, None, 1) is None
+
+
+def test_a_word_that_stands_for_a_number_is_accepted_there_alone():
+    assert fit_value("data", {"batch_size": "auto"}, {"batch_size": 8}) == {"batch_size": "auto"}
+    for key, word in (("data.batch_size", "many"), ("data.val_batch_size", "auto")):
+        with pytest.raises(ValueError, match=f"{key}={word}: a whole number"):
+            fit_value(key, word, 8)

@@ -263,9 +263,8 @@ def _train(
                     cfg.seed,
                     ranks,
                 )
-            evaluated = state.evaluated_model
-            asked = (stop.ask, val_loss, ranks, partly)
-            return evaluate_model(evaluated, some, evaluator, runtime, *asked)
+            how = (runtime, stop.ask, val_loss, ranks, partly)
+            return evaluate_model(state.evaluated_model, some, evaluator, *how)
 
         def draw() -> None:
             if ranks.is_first:
@@ -312,7 +311,8 @@ def _train(
                 writer.save(content())
                 writer.wait()
                 limit.saving = writer.seconds
-                limit.rehearse(val_loader, len(val_loader), evaluate_on, draw)
+                if late := limit.rehearse(val_loader, len(val_loader), evaluate_on, draw):
+                    display.print(f"warning: {late}")
                 stopwatch.restart()
             is_over = time_limit is not None and ranks.of_first(limit.is_over)
             finished = state.step >= plan.max_steps or is_over

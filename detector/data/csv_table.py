@@ -30,7 +30,7 @@ from detector.data.problems import DamagedRecord, OnError
 from detector.data.reading import cache_name, cached_index, check_index, check_paths
 
 # Part of the cache's key: raise it whenever reading the same files gives another index.
-_READER_VERSION = 1
+_READER_VERSION = 2
 
 BOX_COLUMNS = ("x1", "y1", "x2", "y2")
 COLUMNS = ("image", *BOX_COLUMNS, "label")

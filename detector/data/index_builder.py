@@ -96,6 +96,8 @@ class IndexBuilder:
                 f'no such class as "{class_name}"',
                 f"correct the name, or give data.classes that hold it; now "
                 f"{', '.join(self._classes[:20])}",
+                None,
+                class_name,
             )
         reason = check_name(class_name)
         if reason is not None:

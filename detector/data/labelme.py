@@ -25,7 +25,7 @@ from detector.data.problems import OnError
 from detector.data.reading import cache_name, cached_index, check_index
 
 # Part of the cache's key: raise it whenever reading the same files gives another index.
-_READER_VERSION = 1
+_READER_VERSION = 2
 
 
 class LabelmeDataset(DetectionDataset):

@@ -27,6 +27,8 @@ class Problem:
         remedy: what to do about it.
         box: where it is, if that is known: ``(x1, y1, x2, y2)`` in continuous pixels, maybe without
             area or outside the image.
+        other_class: the name of its class, if all that is wrong is that the dataset is read without
+            this class.
     """
 
     kind: str
@@ -34,13 +36,14 @@ class Problem:
     what: str
     remedy: str
     box: Sequence[float] | None = None
+    other_class: str | None = None
 
     def __str__(self) -> str:
         return f"{self.record}: {self.what}; {self.remedy}"
 
 
 class DamagedRecord(Exception):
-    """Raised with a :class:`Problem`'s ``what``, ``remedy`` and maybe ``box``, where it is seen."""
+    """Raised with a :class:`Problem`'s fields from ``what`` on, where it is seen."""
 
 
 def describe_problems(file: Path, problems: list[Problem]) -> str:
@@ -56,6 +59,18 @@ def describe_problems(file: Path, problems: list[Problem]) -> str:
     return "\n".join(lines)
 
 
+def describe_other_classes(problems: list[Problem]) -> str:
+    """``"12 objects of classes not in data.classes: dog (9), cow (3)"``, or empty."""
+    counts = Counter(name for each in problems if (name := each.other_class) is not None)
+    if not counts:
+        return ""
+    listed = ", ".join(f"{name} ({count})" for name, count in counts.most_common(_MAX_LISTED))
+    more = f" and {len(counts) - _MAX_LISTED} more" if len(counts) > _MAX_LISTED else ""
+    total = counts.total()
+    objects = f"{total} object{'s' if total > 1 else ''} of classes not in data.classes"
+    return f"{objects}: {listed}{more}"
+
+
 def settle_problems(file: Path, problems: list[Problem], on_error: OnError) -> None:
     """Refuses damaged records, or says once that they are left out.
 
@@ -67,8 +82,10 @@ def settle_problems(file: Path, problems: list[Problem], on_error: OnError) -> N
     if not problems:
         return
     message = describe_problems(file, problems)
+    others = describe_other_classes(problems)
+    among = f" Among them are {others}." if others else ""
     if on_error == "raise":
         raise ValueError(
-            f"{message}\nRepair these records, or leave them out with data.on_error=skip."
+            f"{message}\nRepair these records, or leave them out with data.on_error=skip.{among}"
         )
-    _logger.warning("%s\nThese records are left out (data.on_error=skip).", message)
+    _logger.warning("%s\nThese records are left out (data.on_error=skip).%s", message, among)

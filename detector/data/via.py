@@ -21,7 +21,7 @@ from detector.data.reading import cache_name, cached_index, check_index, check_p
 from detector.data.via_records import parse_file
 
 # Part of the cache's key: raise it whenever reading the same files gives another index.
-_READER_VERSION = 1
+_READER_VERSION = 2
 
 
 class VIADataset(DetectionDataset):

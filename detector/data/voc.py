@@ -24,7 +24,7 @@ from detector.data.reading import cached_index, check_index
 from detector.data.voc_records import Entry, parse_entries
 
 # Part of the cache's key: raise it whenever reading the same files gives another index.
-_READER_VERSION = 2
+_READER_VERSION = 3
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",

@@ -176,6 +176,8 @@ def _read_object(
         raise DamagedRecord(
             "no such class" if name else "it has no name",
             f"correct the name, or give data.classes that hold it; now {', '.join(labels)}",
+            None,
+            name or None,
         )
     difficult = _text(record, "difficult") or "0"
     if difficult not in ("0", "1"):

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from detector.data.index import ONE_CATEGORY
+from detector.data.problems import describe_other_classes
 from detector.evaluation.coco import CocoEvaluator
 from detector.evaluation.lvis import LVISEvaluator
 from detector.evaluation.voc import VOCEvaluator
@@ -275,7 +276,10 @@ def describe_dataset(dataset: DetectionDataset) -> str:
     crowd = int(index.crowd.sum())
     kind = "difficult" if dataset.metric == "voc" else "crowd regions"
     crowds = f", {crowd} {kind}" if crowd else ""
-    skipped = f", {len(index.skipped)} damaged records skipped" if index.skipped else ""
+    damaged = sum(problem.other_class is None for problem in index.skipped)
+    skipped = f", {damaged} damaged records skipped" if damaged else ""
+    if others := describe_other_classes(index.skipped):
+        skipped += f", left out {others}"
     objects = index.num_annotations - crowd
     return f"{index.source_file}: {len(index)} images, {objects} objects{crowds}{skipped}"
 
@@ -283,6 +287,7 @@ def describe_dataset(dataset: DetectionDataset) -> str:
 def config_changes(former: DictConfig, now: DictConfig) -> Iterator[str]:
     """``"optimizer.lr 0.02 -> 0.01"`` for every value that differs and matters for training."""
     free = ("run_dir", "resume", "checkpoint.", "logging.", "evaluation.", "distributed.")
+    free += ("profiler.", "training.memory_limit")
     old, new = (dict(_leaves(plain(config))) for config in (former, now))
     for key in sorted(old.keys() | new.keys()):
         if key == "model.backbone.weights" or key.startswith("init."):

@@ -104,7 +104,7 @@ class TimeLimit:
         total: int,
         evaluate: Callable[[Iterable[Item]], object],
         rest: Callable[[], object],
-    ) -> None:
+    ) -> str | None:
         """Does a part of what comes after the last step, and concludes how long all of it takes.
 
         Args:
@@ -112,6 +112,9 @@ class TimeLimit:
             total: how many they are.
             evaluate: evaluates on some of them, and sums up as if they were all.
             rest: does what takes as long however many they are: draws pictures.
+
+        Returns:
+            A sentence if it takes more time than is left.
         """
         count = min(max(total // 20, 2), 16, total)
         asked: list[float] = []
@@ -121,6 +124,7 @@ class TimeLimit:
                 yield batch
                 asked.append(self._clock())
 
+        assert self.limit is not None
         began = self._clock()
         evaluate(some())
         rest()
@@ -129,6 +133,14 @@ class TimeLimit:
         each = (asked[-1] - asked[0]) / (len(asked) - 1) if len(asked) > 1 else spent
         self._evaluation = spent + each * (total - count)
         self._margin = REHEARSED_MARGIN
+        late = self.elapsed + self._evaluation + 2 * self.saving + self._ending - self.limit
+        if late <= 0:
+            return None
+        return (
+            f"evaluating {total} batches takes about {self._evaluation:.0f} s here, so that "
+            f"training.time_limit={self.limit:.0f} will be exceeded by about {late:.0f} s; raise "
+            "it, or evaluate on fewer or smaller images"
+        )
 
     @property
     def reserve(self) -> float:

@@ -244,6 +244,20 @@ def test_all_damage_is_listed_together(folder, caplog):
     assert "object 2" in caplog.text and "left out" in caplog.text
 
 
+def test_classes_left_out_are_counted_by_name(folder, caplog):
+    folder.write("000005", [CAT, DOG, DOG, ("cow", (1, 1, 9, 9), 0), ("cat", (9, 9, 2, 2), 0)])
+    with pytest.raises(ValueError, match=r"4 objects of classes not in data\.classes: dog \(3\)"):
+        VOCDataset([(str(folder.root), "all")], ["cat"])
+    for _ in range(2):  # read, and then from the cache
+        caplog.clear()
+        dataset = VOCDataset([(str(folder.root), "all")], ["cat"], on_error="skip")
+        assert "4 objects of classes not in data.classes: dog (3), cow (1)" in caplog.text
+        assert describe_dataset(dataset).endswith(
+            "2 images, 1 objects, 1 damaged records skipped, "
+            "left out 4 objects of classes not in data.classes: dog (3), cow (1)"
+        )
+
+
 def test_an_image_that_is_listed_twice_or_whose_id_is_taken(folder):
     with pytest.raises(ValueError, match=r"000005\.xml: the splits list it twice; list it once"):
         read_voc([(folder.root, "all"), (folder.root, "all")], CLASSES)

@@ -128,13 +128,27 @@ def test_the_end_is_rehearsed_and_what_it_takes_concluded() -> None:
     def draw() -> None:
         clock.now += 5
 
-    limit.rehearse(range(100), 100, evaluate, draw)
+    assert limit.rehearse(range(100), 100, evaluate, draw) is None
     assert seen == [0, 1, 2, 3, 4]
     assert limit.reserve == pytest.approx(REHEARSED_MARGIN * (7 + 100 * 2 + 3 + 5))
     assert not limit.wants_rehearsal
     with limit.evaluating():  # what is known replaces what was concluded
         clock.now += 30
     assert limit.reserve == pytest.approx(MARGIN * 30)
+
+
+def test_a_limit_that_cannot_be_kept_is_said() -> None:
+    clock = Clock()
+    limit = TimeLimit(60.0, clock=clock)
+    steps_within(limit, clock, 100)
+
+    def evaluate(some) -> None:
+        for _ in some:
+            clock.now += 3
+
+    said = limit.rehearse(range(10), 10, evaluate, lambda: None)
+    # 100 s for a step, two batches tried, and all ten to come.
+    assert "about 30 s here" in said and "exceeded by about 76 s" in said and limit.is_over
 
 
 def test_a_process_began_before_its_clock_was_looked_at(tmp_path: Path) -> None:
