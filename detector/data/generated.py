@@ -6,6 +6,7 @@ Every image is a pure function of ``(seed, split, index, image_size)``.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 import shutil
@@ -91,49 +92,54 @@ class GeneratedSet:
         """File name of the record."""
         return f"{self.name}.json"
 
+    def ensure(
+        self,
+        root: str | Path,
+        num_train: int = 1000,
+        num_val: int = 200,
+        image_size: int = 128,
+        seed: int = 0,
+    ) -> Path:
+        """Gives the dataset in ``root``, generating it on first use.
 
-def ensure_generated(
-    root: str | Path, kind: GeneratedSet, parameters: Parameters, generate: Callable[[Path], None]
-) -> Path:
-    """Gives the dataset in ``root``, generating it on first use.
+        The folder appears at once and whole, so processes that start together are safe: each
+        generates, the first to finish wins.
 
-    The folder appears at once and whole, so processes that start together are safe: each generates,
-    the first to finish wins.
+        Args:
+            root: the dataset's folder, see :func:`write_dataset`.
+            num_train: number of training images.
+            num_val: number of validation images.
+            image_size: side of the square images in pixels, at least 128.
+            seed: another seed gives other images.
 
-    Args:
-        root: the dataset's folder.
-        kind: what it holds.
-        parameters: what it was, or is to be, made with.
-        generate: makes it in the new folder that it is given.
+        Returns:
+            ``root`` as a path.
 
-    Returns:
-        ``root`` as a path.
-
-    Raises:
-        ValueError: ``root`` holds something else, or a dataset made with other parameters.
-    """
-    root = Path(root)
-    wanted = kind.record(parameters)
-    if not _is_empty(root):
-        _check_record(root, kind, wanted)
-        return root
-    num_images = parameters.num_train + parameters.num_val
-    _log.info("drawing %d images of %s into %s", num_images, kind.name, root)
-    root.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    try:
-        generate(partial / kind.name)
+        Raises:
+            ValueError: ``root`` holds something else, or a dataset made with other parameters.
+        """
+        root = Path(root)
+        parameters = Parameters(num_train, num_val, image_size, seed)
+        wanted = self.record(parameters)
+        if not _is_empty(root):
+            _check_record(root, self, wanted)
+            return root
+        _log.info("drawing %d images of %s into %s", num_train + num_val, self.name, root)
+        root.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
         try:
-            if root.exists():  # an empty folder: not every system renames onto one
-                root.rmdir()
-            (partial / kind.name).rename(root)
-        except OSError:
-            if _is_empty(root):
-                raise
-            _check_record(root, kind, wanted)  # another process was first
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return root
+            write_dataset(partial / self.name, self, parameters)
+            try:
+                if root.exists():  # an empty folder: not every system renames onto one
+                    root.rmdir()
+                (partial / self.name).rename(root)
+            except OSError:
+                if _is_empty(root):
+                    raise
+                _check_record(root, self, wanted)  # another process was first
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return root
 
 
 def write_dataset(root: str | Path, kind: GeneratedSet, parameters: Parameters) -> None:
@@ -188,15 +194,28 @@ def _is_empty(root: Path) -> bool:
 
 
 def _check_record(root: Path, kind: GeneratedSet, wanted: dict[str, int]) -> None:
-    remedy = "delete the folder to generate it again, or give another one (data.root=...)"
+    beside = f"or draw into another folder: data.root={_free_name(root)}"
     try:
         found = json.loads((root / kind.record_name).read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no record of parameters")
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{root} is not a folder of generated {kind.name} ({kind.record_name}: {error}); "
-            f"{remedy}"
+            f"{root} is not a folder of generated {kind.name} ({kind.record_name}: {error}); if "
+            f"nothing in it is needed, delete the folder {root}, {beside}"
         ) from error
-    if found != wanted:
-        keys = [key for key in wanted if found.get(key) != wanted[key]]
-        differences = ", ".join(f"{key}={found.get(key)} not {wanted[key]}" for key in keys)
-        raise ValueError(f"{root} holds {kind.name} made with {differences}; {remedy}")
+    keys = [key for key in wanted if found.get(key) != wanted[key]]
+    if not keys:
+        return
+    differences = ", ".join(f"{key}={found.get(key)} not {wanted[key]}" for key in keys)
+    remedy = f"delete the folder {root} to draw them anew, {beside}"
+    if "format" not in keys:  # no command gives those of another version
+        settings = " ".join(f"data.prepare.{key}={found.get(key)}" for key in keys)
+        remedy = f"take them as they are: {settings}; or {remedy}"
+    raise ValueError(f"{root} holds {kind.name} made with {differences}; {remedy}")
+
+
+def _free_name(root: Path) -> Path:
+    """A folder beside ``root`` that is not there."""
+    names = (root.with_name(f"{root.name}-{number}") for number in itertools.count(2))
+    return next(name for name in names if not name.exists())

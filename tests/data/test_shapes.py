@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 
-from detector.data import shapes
+from detector.data import generated, shapes
+from detector.data.generated import Parameters, write_dataset
 from detector.data.polygon_clipping import region_area
 from detector.data.shape_painting import coverage
 from detector.data.shape_scenes import CLASS_NAMES, Scene, make_scene
@@ -60,16 +62,16 @@ def test_layout_and_counts(root: Path):
 
 
 def test_same_seed_same_bytes_and_counts_do_not_matter(root: Path, tmp_path: Path):
-    shapes.generate_shapes(tmp_path / "again", 4, 2)
+    write_dataset(tmp_path / "again", shapes.SHAPES, Parameters(4, 2, 128, 0))
     first, again = digest(root), digest(tmp_path / "again")
     pictures = [name for name in again if name.endswith(".jpg")]
     assert len(pictures) == 6
     assert all(first[name] == again[name] for name in pictures)
 
-    shapes.generate_shapes(tmp_path / "twice", 4, 2)
+    write_dataset(tmp_path / "twice", shapes.SHAPES, Parameters(4, 2, 128, 0))
     assert digest(tmp_path / "twice") == again
 
-    shapes.generate_shapes(tmp_path / "other", 4, 2, seed=1)
+    write_dataset(tmp_path / "other", shapes.SHAPES, Parameters(4, 2, 128, 1))
     other = digest(tmp_path / "other")
     assert all(other[name] != again[name] for name in pictures)
     assert len({first[name] for name in first if name.endswith(".jpg")}) == NUM_TRAIN + NUM_VAL
@@ -209,7 +211,7 @@ def test_larger_images_are_allowed_and_smaller_refused():
     scene = make_scene(np.random.default_rng(3), 200)
     assert scene.image.shape == (200, 200, 3)
     with pytest.raises(ValueError, match="image_size=96 must be at least 128"):
-        shapes.generate_shapes("unused", image_size=96)
+        shapes.ensure_shapes("unused", image_size=96)
 
 
 def test_second_use_changes_nothing(root: Path):
@@ -219,38 +221,60 @@ def test_second_use_changes_nothing(root: Path):
 
 
 def test_other_parameters_and_other_folders_are_refused(root: Path, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"num_train=60 not 61.*delete the folder.*data\.root"):
-        shapes.ensure_shapes(root, NUM_TRAIN + 1, NUM_VAL)
+    (root.parent / "shapes-2").mkdir(exist_ok=True)
+    with pytest.raises(ValueError, match="num_train=60 not 61") as error:
+        shapes.ensure_shapes(root, NUM_TRAIN + 1, NUM_VAL, seed=3)
+    message = str(error.value)
+    assert "take them as they are: data.prepare.num_train=60 data.prepare.seed=0;" in message
+    assert f"delete the folder {root} " in message and f"data.root={root}-3" in message
     (tmp_path / "photo.jpg").touch()
     with pytest.raises(ValueError, match="not a folder of generated shapes"):
         shapes.ensure_shapes(tmp_path, 1, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
 
 
+def test_shapes_of_an_older_version_are_only_replaced(tmp_path: Path):
+    (tmp_path / "shapes.json").write_text('{"format": 1, "num_train": 5}')
+    with pytest.raises(ValueError, match=r"format=1 not 2.* delete the folder") as error:
+        shapes.ensure_shapes(tmp_path)
+    assert "as they are" not in str(error.value)
+    (tmp_path / "shapes.json").write_text("[]")
+    with pytest.raises(ValueError, match="no record of parameters"):
+        shapes.ensure_shapes(tmp_path)
+
+
+def test_the_named_remedy_is_one(root: Path):
+    """What the message says to write on the command line is a setting of the data's config."""
+    folder = Path(__file__).parents[2] / "configs" / "data"
+    for name in ("shapes", "skeletons"):
+        prepare = yaml.safe_load((folder / f"{name}.yaml").read_text())["prepare"]
+        assert {"num_train", "num_val", "image_size", "seed"} <= prepare.keys()
+
+
 def test_the_first_of_two_processes_wins(tmp_path: Path, monkeypatch):
     target = tmp_path / "shapes"
-    generate = shapes.generate_shapes
+    write = generated.write_dataset
 
-    def overtaken(root: Path, *parameters: int) -> None:
-        generate(root, *parameters)
-        monkeypatch.setattr(shapes, "generate_shapes", generate)
+    def overtaken(*arguments) -> None:
+        write(*arguments)
+        monkeypatch.setattr(generated, "write_dataset", write)
         shapes.ensure_shapes(target, 2, 1)
         winner.update(digest(target))
 
     winner: dict[str, str] = {}
-    monkeypatch.setattr(shapes, "generate_shapes", overtaken)
+    monkeypatch.setattr(generated, "write_dataset", overtaken)
     assert shapes.ensure_shapes(target, 2, 1) == target
     assert digest(target) == winner
     assert [path.name for path in tmp_path.iterdir()] == ["shapes"], "nothing is left over"
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch):
-    def fail(root: Path, *parameters: int) -> None:
+    def fail(root: Path, *others) -> None:
         root.mkdir()
         (root / "half").touch()
         raise OSError("disk full")
 
-    monkeypatch.setattr(shapes, "generate_shapes", fail)
+    monkeypatch.setattr(generated, "write_dataset", fail)
     with pytest.raises(OSError, match="disk full"):
         shapes.ensure_shapes(tmp_path / "shapes", 2, 1)
     assert list(tmp_path.iterdir()) == []

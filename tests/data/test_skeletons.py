@@ -73,7 +73,10 @@ def test_it_is_not_made_twice_nor_mixed_with_another(root: Path):
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     assert ensure_skeletons(root, NUM_TRAIN, NUM_VAL) == root
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
-    with pytest.raises(ValueError, match=r"holds skeletons made with seed=0 not 3; delete"):
+    with pytest.raises(
+        ValueError,
+        match=r"made with seed=0 not 3; .*data\.prepare\.seed=0; or delete",
+    ):
         ensure_skeletons(root, NUM_TRAIN, NUM_VAL, seed=3)
     with pytest.raises(ValueError, match="skeletons: image_size=64 must be at least 128"):
         ensure_skeletons(root.parent / "small", image_size=64)
