@@ -92,13 +92,17 @@ class ResNet(FreezableTrunk):
 
         Sides are rounded up.
         """
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x = self.maxpool(self.stem(images))
         features = []
         for stage in range(2, self.outputs[-1] + 1):
             x = getattr(self, _layer(stage))(x)
             if stage in self.outputs:
                 features.append(x)
         return features
+
+    def stem(self, images: Tensor) -> Tensor:
+        """``(B, 3, H, W)`` to ``(B, 64, H / 2, W / 2)``."""
+        return self.relu(self.bn1(self.conv1(images)))
 
 
 def _layer(stage: int) -> str:
