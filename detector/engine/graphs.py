@@ -65,6 +65,9 @@ class CudaRecorder:
         self._device = device
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
+        # A pool ends with its last graph, and cannot begin again while gradients lie in it: this
+        # graph, which is never replayed, keeps it.
+        self._keeper = self.record(lambda: {"nothing": torch.zeros((), device=device)})
 
     def warm_up(self, run: Run) -> dict[str, Tensor]:
         """Runs on the stream that will record: its workspaces and its memory are then there."""

@@ -3,6 +3,7 @@
 What only CUDA can show, that nothing in the step is fixed but what should be, is in tests/gpu.
 """
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,15 @@ from torch import Tensor
 from detector.engine import graphs
 from detector.engine.acceleration import accelerated, build_step
 from detector.engine.distributed import Ranks
-from detector.engine.graphs import WARM_UP, GraphedStep, bucket_of, fill, why_not, with_room
+from detector.engine.graphs import (
+    WARM_UP,
+    CudaRecorder,
+    GraphedStep,
+    bucket_of,
+    fill,
+    why_not,
+    with_room,
+)
 from detector.engine.optimizer import set_learning_rate
 from detector.engine.prefetch import tensors_of
 from detector.engine.runtime import Runtime
@@ -294,6 +303,63 @@ def test_a_step_from_its_configuration(shapes_root: Path, tmp_path: Path, batche
     losses = step(batches[:1], 0, CLOCK)
     assert runtime.device == "cpu" and torch.isfinite(losses["loss"])
     assert not torch.equal(model.backbone.layers[0].weight, before)
+
+
+def test_what_is_asked_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By fakes, in order: one stream and one pool for all, and other threads may go on."""
+    log: list[str] = []
+
+    class Stream:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def wait_stream(self, other) -> None:
+            log.append(f"{self.name} waits for {other.name}")
+
+    class Graph:
+        def replay(self) -> None:
+            log.append("replay")
+
+    @contextmanager
+    def capturing(graph, *, pool, stream, capture_error_mode):
+        assert isinstance(graph, Graph) and capture_error_mode == "thread_local"
+        log.append(f"capture on {stream.name} into {pool}")
+        yield
+        log.append("captured")
+
+    @contextmanager
+    def using(stream):
+        log.append(f"on {stream.name}")
+        yield
+        log.append("off")
+
+    outside = Stream("outside")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("side"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: outside)
+    monkeypatch.setattr(torch.cuda, "stream", using)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "the pool")
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capturing)
+    monkeypatch.setattr(Tensor, "record_stream", lambda self, s: log.append(f"kept for {s.name}"))
+
+    recorder = CudaRecorder(torch.device("cpu"))
+    assert log == ["capture on side into the pool", "captured"], "what keeps the pool"
+    log.clear()
+
+    def run() -> dict[str, Tensor]:
+        log.append("run")
+        return {"loss": torch.ones(())}
+
+    assert recorder.warm_up(run)["loss"] == 1
+    assert log == [
+        *("side waits for outside", "on side", "run", "off"),
+        *("outside waits for side", "kept for outside"),
+    ]
+    log.clear()
+    recording = recorder.record(run)
+    assert log == ["capture on side into the pool", "run", "captured"]
+    recording.replay()
+    assert log[-1] == "replay" and recording.results["loss"] == 1
 
 
 def test_slots_are_rounded_up_to_few_numbers() -> None:
