@@ -21,7 +21,7 @@ from detector.data.problems import OnError
 from detector.data.reading import cache_name, cached_index, check_index, check_paths
 
 # Part of the cache's key: raise it whenever reading the same file gives another index.
-_READER_VERSION = 4
+_READER_VERSION = 5
 
 
 _WORTH_SAYING = 100_000_000  # bytes; some seconds

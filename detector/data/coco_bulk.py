@@ -7,6 +7,7 @@ what is wrong. The results are the same.
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from array import array
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from detector.data.coco_masks import PolygonParts, can_be_parts, make_parts
 from detector.data.columns import HUGE, OUTSIDE_TOLERANCE, AnnotationColumns, ImageColumns
 
 CHUNK = 2048  # records taken together; one odd record sends so many the slow way
@@ -32,9 +34,7 @@ class RecordColumns:
         category_ids: likewise.
         crowd: likewise.
         boxes: ``(n, 4)`` float64 ``(x, y, width, height)``.
-        coordinates: float64, of all polygon parts.
-        part_lengths: int64, numbers of each part.
-        part_rows: int64, whose part it is, from 0 on.
+        parts: of all polygons; rows from 0 on.
         runs: rows and segmentations that are no polygons.
     """
 
@@ -43,9 +43,7 @@ class RecordColumns:
     category_ids: np.ndarray
     crowd: np.ndarray
     boxes: np.ndarray
-    coordinates: np.ndarray
-    part_lengths: np.ndarray
-    part_rows: np.ndarray
+    parts: PolygonParts
     runs: list[tuple[int, Any]]
 
     def __len__(self) -> int:
@@ -70,20 +68,22 @@ def columns_of(records: Sequence[Any]) -> RecordColumns | None:
         return None
     polygons = [each if type(each) is list else () for each in segmentations]
     parts = list(chain.from_iterable(polygons))
-    if not _are_all(list, parts):
+    lengths = np.array(list(map(len, parts)), dtype=np.int64) if _are_all(list, parts) else None
+    if lengths is None or not can_be_parts(lengths):
         return None
+    rows = np.repeat(np.arange(len(records)), list(map(len, polygons)))
+    runs = [
+        (row, each)
+        for row, each in enumerate(segmentations)
+        if type(each) is not list and each is not None
+    ]
     try:
+        coordinates = np.frombuffer(b"".join([_packer(len(part))(*part) for part in parts]))
         return RecordColumns(
             *(np.array(array("q", column)) for column in (ids, image_ids, categories, crowd)),
             np.array(array("d", numbers)).reshape(-1, 4),
-            np.frombuffer(b"".join([_packer(len(part))(*part) for part in parts])),
-            np.array(list(map(len, parts)), dtype=np.int64),
-            np.repeat(np.arange(len(records)), list(map(len, polygons))),
-            [
-                (row, each)
-                for row, each in enumerate(segmentations)
-                if type(each) is not list and each is not None
-            ],
+            make_parts(coordinates, lengths, rows),
+            runs,
         )
     except (struct.error, OverflowError):
         return None
@@ -198,9 +198,8 @@ def add_plain_records(
         return False
     first = len(annotations)
     runs = [(first + row, each, tuple(sizes[row, ::-1].tolist())) for row, each in records.runs]
-    if not annotations.masks.add_all(
-        records.coordinates, records.part_lengths, first + records.part_rows, runs
-    ):
+    parts = dataclasses.replace(records.parts, rows=first + records.parts.rows)
+    if not annotations.masks.add_all(parts, runs):
         return False
     seen |= new
     annotations.ids.frombytes(records.ids.tobytes())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,14 @@ from detector.data.rings import (
 
 # A polygon part below this area (square pixels) has its vertices on one line.
 _MIN_RING_AREA = 1e-6
-_PIECE = 1 << 16  # vertices
+_HUGE = 1e30  # no place in an image, and at the end of what float32 holds
+_PIECE = 1 << 17  # coordinates
 
 REMEDY = "correct the segmentation or remove the annotation"
 
 
 @dataclass(frozen=True)
-class _Parts:
+class PolygonParts:
     """Polygon parts as rings, and what has to be known of them.
 
     Attributes:
@@ -34,7 +36,7 @@ class _Parts:
         lengths: ``(n,)`` int64, vertices of each part.
         rows: ``(n,)`` int64, of each part.
         flat: ``(n,)`` bool, parts without area.
-        finite: ``(n,)`` bool, false where NaN or infinity was in place of a vertex that is 0 now.
+        finite: ``(n,)`` bool, false where a vertex was NaN, infinite or beyond any image; it is 0.
     """
 
     vertices: np.ndarray
@@ -60,7 +62,7 @@ class MaskColumns:
         faults: ``(row, what)`` of segmentations that turned out damaged in :meth:`rings`.
     """
 
-    parts: list[_Parts] = field(default_factory=list)
+    parts: list[PolygonParts] = field(default_factory=list)
     coordinates: array = field(default_factory=lambda: array("d"))
     part_lengths: array = field(default_factory=lambda: array("q"))
     part_rows: array = field(default_factory=lambda: array("q"))
@@ -90,30 +92,20 @@ class MaskColumns:
         else:
             raise DamagedRecord(f"segmentation is a {type(segmentation).__name__}", REMEDY)
 
-    def add_all(
-        self,
-        coordinates: np.ndarray,
-        part_lengths: np.ndarray,
-        part_rows: np.ndarray,
-        runs: list[tuple[int, Any, tuple[int, int]]],
-    ) -> bool:
+    def add_all(self, parts: PolygonParts, runs: list[tuple[int, Any, tuple[int, int]]]) -> bool:
         """Takes the segmentations of many annotations at once, or none if one looks damaged.
 
         Args:
-            coordinates: float64, of all polygon parts, one after another.
-            part_lengths: int64, numbers of each part.
-            part_rows: int64, the row of each part.
+            parts: of all polygons.
             runs: row, segmentation and size of those that are no polygons, see :meth:`add`.
         """
-        if (part_lengths < 6).any() or (part_lengths % 2).any():
-            return False
         others = MaskColumns()
         try:
             for row, segmentation, size in runs:
                 others.add(segmentation, size, row)
         except DamagedRecord:
             return False
-        self.parts.append(_make_parts(coordinates.reshape(-1, 2), part_lengths // 2, part_rows))
+        self.parts.append(parts)
         self.strings += others.strings
         self.string_rows += others.string_rows
         self.lists += others.lists
@@ -172,37 +164,34 @@ class MaskColumns:
             widths: likewise.
         """
         self._collect_parts()
-        lengths = _joined([part.lengths for part in self.parts], np.int64)
-        rows = _joined([part.rows for part in self.parts], np.int64)
-        self._refuse(
-            rows[~_joined([part.finite for part in self.parts], bool)], "its polygon is not finite"
-        )
+        parts = join_parts(self.parts)
+        self.parts = []
+        self._refuse(parts.rows[~parts.finite], "its polygon is not finite")
         # A flat part beside a proper one adds nothing to the mask and harms nothing.
         has_area = np.zeros(len(boxes), dtype=bool)
-        has_area[rows[~_joined([part.flat for part in self.parts], bool)]] = True
-        self._refuse(rows[~has_area[rows]], "a degenerate polygon, it has no area")
+        has_area[parts.rows[~parts.flat]] = True
+        self._refuse(parts.rows[~has_area[parts.rows]], "a degenerate polygon, it has no area")
         runs = self._run_rings(heights, widths)
         rings = Rings(
-            np.concatenate([*(part.vertices for part in self.parts), runs.vertices]),
-            offsets_of(np.concatenate([lengths, np.diff(runs.vertex_offsets)])),
-            np.concatenate([rows, runs.owners]),
+            np.concatenate([parts.vertices, runs.vertices]),
+            offsets_of(np.concatenate([parts.lengths, np.diff(runs.vertex_offsets)])),
+            np.concatenate([parts.rows, runs.owners]),
         )
-        self.parts = []
         self._refuse(_rows_apart(rings, boxes), "its segmentation and its bbox do not overlap")
         return rings
 
     def _collect_parts(self) -> None:
         """Makes parts of those that came one by one."""
-        points = np.frombuffer(self.coordinates, dtype=np.float64).reshape(-1, 2)
-        lengths = np.array(self.part_lengths, dtype=np.int64)
+        coordinates = np.frombuffer(self.coordinates, dtype=np.float64)
+        lengths = 2 * np.array(self.part_lengths, dtype=np.int64)
         rows, offsets = np.array(self.part_rows, dtype=np.int64), offsets_of(lengths)
         # In pieces that stay in the processor's cache, three times as fast.
         first = 0
         while first < len(rows):
             last = int(np.searchsorted(offsets, offsets[first] + _PIECE, side="right")) - 1
             last = max(last, first + 1)
-            piece = points[offsets[first] : offsets[last]]
-            self.parts.append(_make_parts(piece, lengths[first:last], rows[first:last]))
+            piece = coordinates[offsets[first] : offsets[last]]
+            self.parts.append(make_parts(piece, lengths[first:last], rows[first:last]))
             first = last
 
     def _refuse(self, rows: np.ndarray, what: str) -> None:
@@ -231,21 +220,38 @@ class MaskColumns:
         return Rings(traced.vertices, traced.vertex_offsets, rows[traced.owners])
 
 
-def _make_parts(points: np.ndarray, lengths: np.ndarray, rows: np.ndarray) -> _Parts:
-    """The parts with vertices ``(v, 2)`` float64."""
+def can_be_parts(lengths: np.ndarray) -> bool:
+    """Whether these are counts of numbers that polygon parts can have."""
+    return bool((lengths >= 6).all() and (lengths % 2 == 0).all())
+
+
+def make_parts(coordinates: np.ndarray, lengths: np.ndarray, rows: np.ndarray) -> PolygonParts:
+    """Polygon parts as rings.
+
+    Args:
+        coordinates: float64, ``x, y, x, y, ...`` of all parts.
+        lengths: ``(n,)`` int64, numbers of each part, see :func:`can_be_parts`.
+        rows: ``(n,)`` int64, of each part.
+    """
+    points, lengths = coordinates.reshape(-1, 2), lengths // 2
     offsets = offsets_of(lengths)
     finite = np.ones(len(lengths), dtype=bool)
-    usable = np.isfinite(points)
+    usable = np.abs(points) < _HUGE  # and not NaN
     if not usable.all():
-        finite = np.logical_and.reduceat(usable.all(axis=1), offsets[:-1])
-        points = np.where(usable.all(axis=1, keepdims=True), points, 0)
+        usable = usable.all(axis=1)
+        finite = np.logical_and.reduceat(usable, offsets[:-1])
+        points = np.where(usable[:, None], points, 0)
     areas = ring_areas(points, offsets)
     vertices = orient_rings(points, offsets, areas).astype(np.float32)
-    return _Parts(vertices, lengths, rows, np.abs(areas) <= _MIN_RING_AREA, finite)
+    return PolygonParts(vertices, lengths, rows, np.abs(areas) <= _MIN_RING_AREA, finite)
 
 
-def _joined(arrays: list[np.ndarray], dtype: type) -> np.ndarray:
-    return np.concatenate([np.zeros(0, dtype), *arrays])
+def join_parts(pieces: Sequence[PolygonParts]) -> PolygonParts:
+    """The parts of all pieces."""
+    if not pieces:
+        return make_parts(np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64))
+    names = [field.name for field in fields(PolygonParts)]
+    return PolygonParts(*(np.concatenate([getattr(p, name) for p in pieces]) for name in names))
 
 
 def _sum_groups(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ parser.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from detector.data.coco_bulk import RecordColumns, columns_of
+from detector.data.coco_masks import can_be_parts, join_parts, make_parts
 from detector.data.json_files import parse_text
 from detector.data.number_text import PADDING, WORD, find_numbers, pad, words_of
 
@@ -341,8 +343,11 @@ class _Piece:
         breaks: np.ndarray,
         plain: np.ndarray,
         others: RecordColumns,
-    ) -> RecordColumns:
-        """The columns of the plain records together with ``others``, which are not."""
+    ) -> RecordColumns | None:
+        """The columns of the plain records together with ``others``, which are not.
+
+        ``None`` if polygons have parts that are none.
+        """
         values, fields, odd = self.numbers.values, self.layout.fields, np.flatnonzero(~plain)
 
         def integers(key: str) -> np.ndarray:
@@ -365,12 +370,13 @@ class _Piece:
         parts = rank[breaks[inside[breaks] & inside[breaks + 1]] + 1]
         parts = np.sort(np.concatenate([begins, parts]))
         coordinates = values[inside]
+        lengths = np.diff(parts, append=len(coordinates))
+        if not can_be_parts(lengths):
+            return None
+        rows = rows[np.searchsorted(begins, parts, side="right") - 1]
+        theirs = dataclasses.replace(others.parts, rows=odd[others.parts.rows])
         return RecordColumns(
             *columns,
-            np.concatenate([coordinates, others.coordinates]),
-            np.concatenate([np.diff(parts, append=len(coordinates)), others.part_lengths]),
-            np.concatenate(
-                [rows[np.searchsorted(begins, parts, side="right") - 1], odd[others.part_rows]]
-            ),
+            join_parts([make_parts(coordinates, lengths, rows), theirs]),
             [(int(odd[row]), segmentation) for row, segmentation in others.runs],
         )

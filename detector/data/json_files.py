@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +25,7 @@ _BETWEEN_RECORDS = re.compile(rb"\}\s*,\s*\{")
 _AFTER_RECORDS = re.compile(rb"\}\s*\](?=\s*[,}])")
 _MAX_ENDS = 4  # places tried for the end of a list
 _MAX_BOUNDARIES = 20  # places tried for the end of a piece
+_MAX_THREADS = 4  # that scan; more would wait for the one that takes what they give
 
 
 class NotRecords(Exception):
@@ -92,33 +96,66 @@ def read_records(
         content: of the file.
         start, stop: see :func:`find_records`.
         scan: tried on the text of each piece before it is parsed; what it gives stands for the
-            parsed list. It gives ``None`` for what is no JSON, and may for anything.
+            parsed list. It gives ``None`` for what is no JSON, and may for anything. It runs in
+            threads, on the pieces that come next.
 
     Raises:
         NotRecords: the list cannot be cut.
     """
-    while start < stop:
-        cut = start + _PIECE_BYTES
-        for _ in range(_MAX_BOUNDARIES):
-            between = _BETWEEN_RECORDS.search(content, cut, stop) if cut < stop else None
-            end, following = (
-                (stop, stop) if between is None else (between.start() + 1, between.end() - 1)
-            )
-            text = content[start:end]
-            try:
-                records = scan(text) if scan is not None else None
-                if records is None:
-                    records = parse_text(b"[%b]" % text)
-            except (ValueError, RecursionError):
-                if between is None:
-                    raise NotRecords from None
-                cut = end
-                continue
+    num_threads = min(_MAX_THREADS, _num_cores())
+    ahead: deque[tuple[Future[Piece | None], int, int]] = deque()
+    cut, num_ahead = start, 1  # what the first piece teaches is of use to the others
+    with ThreadPoolExecutor(num_threads) as pool:
+        while start < stop:
+            while cut < stop and len(ahead) < num_ahead:
+                end, following = _next_end(content, cut + _PIECE_BYTES, stop)
+                future = pool.submit(scan or _leave, content[cut:end])
+                ahead.append((future, end, following))
+                cut = following
+            future, end, planned = ahead.popleft()
+            records, following = future.result(), planned
+            if records is None:
+                records, following = _parse_piece(content, start, end, planned, stop)
+            if following != planned:  # it was cut at a wrong place, and so are the next
+                ahead.clear()
+                cut = following
             yield records
-            start = following
-            break
-        else:
-            raise NotRecords
+            start, num_ahead = following, 2 * num_threads
+
+
+def _next_end(content: bytes, place: int, stop: int) -> tuple[int, int]:
+    """The end of the first record that may end after ``place``, and where the next begins."""
+    between = _BETWEEN_RECORDS.search(content, place, stop) if place < stop else None
+    return (stop, stop) if between is None else (between.start() + 1, between.end() - 1)
+
+
+def _parse_piece(
+    content: bytes, start: int, end: int, following: int, stop: int
+) -> tuple[list[Any], int]:
+    """The records from ``start`` to ``end``, or more if that is no end; and where the next begin.
+
+    Raises:
+        NotRecords: there is no end.
+    """
+    for _ in range(_MAX_BOUNDARIES):
+        try:
+            return parse_text(b"[%b]" % content[start:end]), following
+        except (ValueError, RecursionError):
+            if following == stop:
+                raise NotRecords from None
+            end, following = _next_end(content, end, stop)
+    raise NotRecords
+
+
+def _leave(text: bytes) -> None:
+    """Leaves every piece to the parser."""
+
+
+def _num_cores() -> int:
+    """That this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def parse_text(content: bytes) -> Any:

@@ -100,6 +100,10 @@ DAMAGED_ANNOTATIONS = {
         change("annotations", 0, segmentation=[[5, 6, 9, math.nan, 7, 8]]),
         "polygon is not finite",
     ),
+    "vertex beyond float32": (
+        change("annotations", 0, segmentation=[[5, 6, 9, 1e39, 7, 8]]),
+        "polygon is not finite",
+    ),
     "text vertex": (change("annotations", 0, segmentation=[[5, "6", 9, 6, 7, 8]]), "numbers"),
     "flat list": (change("annotations", 0, segmentation=[5, 6, 9, 6, 7, 8]), "not a list"),
     "text as mask": (change("annotations", 0, segmentation="polygon"), "segmentation is a str"),
