@@ -12,6 +12,7 @@ from detector.data.end_of_training import LOOKING, Moment, OffAtTheEnd
 from detector.data.mixing import ImageMix
 from detector.data.sample import Sample
 from detector.data.transform_chain import TransformChain
+from detector.data.transform_support import leaves, num_cuts
 
 
 class ImageSource(Protocol):
@@ -46,8 +47,9 @@ class Augmentation:
             _entries(transforms), lambda pair: (isinstance(pair[0], ImageMix), pair[1])
         ):
             entries = [entry for entry, _ in group]
-            stages = entries if is_mix else [TransformChain(entries, keypoint_flip)]
-            self._stages += [(stage, switch) for stage in stages]
+            if not is_mix:
+                entries = [TransformChain(chain, keypoint_flip) for chain in _chains(entries)]
+            self._stages += [(stage, switch) for stage in entries]
         first, switch = self._stages[0] if self._stages else (None, None)
         if not isinstance(first, TransformChain) or switch:
             # It drops what lies outside the image as files have it, which nothing else would.
@@ -116,3 +118,18 @@ def _entries(transforms: Sequence[Any]) -> list[tuple[Any, OffAtTheEnd | None]]:
                 raise ValueError("augment: an OffAtTheEnd inside another; put it beside it")
             found.append((inner, entry))
     return found
+
+
+def _chains(transforms: Sequence[Any]) -> list[list[Any]]:
+    """Parts of a list, each with at most one transform that may cut objects or add a border.
+
+    Between two, masks are cut at the image: what left it must not come back in a border.
+    """
+    chains: list[list[Any]] = [[]]
+    for transform in transforms:
+        leaves(transform)  # refuses what is no transform
+        cuts = num_cuts(transform)
+        if cuts and any(map(num_cuts, chains[-1])):
+            chains.append([])
+        chains[-1].append(transform)
+    return chains

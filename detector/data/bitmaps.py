@@ -26,15 +26,17 @@ def cover(vertices: np.ndarray, vertex_offsets: np.ndarray, height: int, width: 
     )
     top, count = np.minimum(first, last), np.abs(last - first)
     edges = np.flatnonzero(count)
-    winding = np.zeros((height, width + 1), dtype=np.int16)
+    covered = np.zeros((height, width), dtype=bool)
     if len(edges):
         rows = ranges(top[edges], count[edges])
         edge = np.repeat(edges, count[edges])
         step = ends[edge] - starts[edge]
         x = starts[edge, 0] + (rows + 0.5 - starts[edge, 1]) / step[:, 1] * step[:, 0]
         columns = np.clip(np.ceil(x - 0.5), 0, width).astype(np.int64)
+        low, left = rows.min(), columns.min()
+        part = covered[low : rows.max() + 1, left : columns.max()]
+        winding = np.zeros((part.shape[0], part.shape[1] + 1), dtype=np.int16)
         sign = np.where(step[:, 1] > 0, 1, -1).astype(np.int16)
-        np.add.at(winding.reshape(-1), rows * (width + 1) + columns, sign)
-        low, high = rows.min(), rows.max() + 1
-        np.cumsum(winding[low:high], axis=1, out=winding[low:high])
-    return winding[:, :width] != 0
+        np.add.at(winding, (rows - low, columns - left), sign)
+        np.not_equal(np.cumsum(winding[:, :-1], axis=1, dtype=np.int16), 0, out=part)
+    return covered

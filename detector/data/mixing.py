@@ -73,12 +73,14 @@ def cut_to(sample: Sample, x1: float, y1: float, x2: float, y2: float) -> Sample
     dropped; keypoints outside are no longer labelled.
     """
     limit = np.array([x1, y1, x2, y2], np.float32)
+    if _is_within(sample, limit):
+        return sample
     frame = regions.to_paths([regions.rectangle(*limit)])
     boxes = _between(sample.boxes, limit)
     masks: list[regions.Region] = []
     for place in range(len(sample)):
         rings = sample.rings(place)
-        if rings and sample.boxes[place].size:
+        if rings:
             around = regions.extent(rings)
             if (around[:2] < limit[:2]).any() or (around[2:] > limit[2:]).any():
                 rings = regions.intersection(rings, frame)
@@ -158,6 +160,15 @@ def joined(image: np.ndarray, parts: Sequence[Sample]) -> Sample:
         vertices=all_of("vertices"),
         keypoints=None if first.keypoints is None else all_of("keypoints"),
     )
+
+
+def _is_within(sample: Sample, limit: np.ndarray) -> bool:
+    """Whether nothing is to be cut or dropped."""
+    points = [sample.vertices, sample.boxes.reshape(-1, 2)]
+    if sample.keypoints is not None:
+        points.append(sample.keypoints[sample.keypoints[..., 2] > 0, :2])
+    inside = all((each >= limit[:2]).all() and (each <= limit[2:]).all() for each in points)
+    return bool(inside and (sample.boxes[:, 2:] - sample.boxes[:, :2] >= MIN_BOX_SIDE).all())
 
 
 def _between(boxes: np.ndarray, limit: np.ndarray) -> np.ndarray:

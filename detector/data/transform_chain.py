@@ -1,4 +1,4 @@
-"""Runs albumentations transforms on samples whose masks are rings of vertices.
+"""Runs albumentations transforms of one image on samples whose masks are rings of vertices.
 
 The transforms are called one by one, without ``albumentations.Compose``: for 100 objects with 50
 vertices each, its conversions and checks cost more than decoding the image.
@@ -16,12 +16,13 @@ from albumentations.core.composition import BaseCompose
 from albumentations.core.transforms_interface import BasicTransform
 
 from detector.data.clipping import clipped_extents
+from detector.data.mixing import cut_to
 from detector.data.sample import Sample, select_rings
 from detector.data.transform_support import (
     adapt_keypoints,
     is_driven_by_boxes,
     leaves,
-    preserves_boxes,
+    num_cuts,
 )
 
 _MIN_BOX_SIDE = 1.0
@@ -49,7 +50,8 @@ class TransformChain:
             :class:`detector.data.index.AnnotationIndex`; of samples without keypoints, none.
 
     Raises:
-        ValueError: masks and boxes cannot follow one of the transforms.
+        ValueError: masks and boxes cannot follow one of the transforms, or several of them may cut
+            objects or add a border: these need chains of their own.
     """
 
     def __init__(
@@ -62,11 +64,21 @@ class TransformChain:
         leaves_of = [leaves(transform) for transform in self.transforms]
         for leaf in (leaf for group in leaves_of for leaf in group):
             adapt_keypoints(leaf)
-        self._preserves_boxes = all(preserves_boxes(leaf) for group in leaves_of for leaf in group)
+        cuts = [num_cuts(transform) for transform in self.transforms]
+        self._preserves_boxes = sum(cuts) == 0
+        if sum(cuts) > 1:
+            name = type(self.transforms[int(np.argmax(cuts))]).__name__
+            raise ValueError(
+                f"augment: {name} holds several transforms that crop, turn or pad, between which "
+                "masks could not be cut; put them into the list one by one"
+            )
         self._needs_boxes = [any(map(is_driven_by_boxes, group)) for group in leaves_of]
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """The augmented sample. All randomness comes from ``rng``."""
+        if not self._preserves_boxes:
+            # What sticks out of the image would be seen again in a border that is added.
+            sample = cut_to(sample, 0, 0, sample.image.shape[1], sample.image.shape[0])
         num_boxes = len(sample)
         proposals = _NO_BOXES if sample.proposals is None else sample.proposals
         keypoints = _NO_POINTS if sample.keypoints is None else sample.keypoints[..., :2]

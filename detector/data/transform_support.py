@@ -108,6 +108,15 @@ def preserves_boxes(leaf: BasicTransform) -> bool:
     return not is_geometric(leaf) or isinstance(leaf, _BOX_PRESERVING)
 
 
+def num_cuts(transform: BasicTransform | BaseCompose) -> int:
+    """How many transforms that may cut objects or add a border are applied one after another."""
+    if not isinstance(transform, BaseCompose):
+        return int(not preserves_boxes(transform))
+    counts = [num_cuts(child) for child in transform.transforms]
+    one_of = isinstance(transform, albumentations.OneOf | albumentations.OneOrOther)
+    return max(counts, default=0) if one_of else sum(counts)
+
+
 def is_driven_by_boxes(leaf: BasicTransform) -> bool:
     """Whether a transform looks at the boxes to choose what it does."""
     return isinstance(leaf, _DRIVEN_BY_BOXES)
