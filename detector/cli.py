@@ -103,6 +103,7 @@ def run_tool(name: str, config_dir: Path | None = None) -> None:
     rows: dict[str, Any] = {}  # of a training for each value of some keys (Hydra's multirun)
 
     def run(config: DictConfig) -> None:
+        sys.argv = list(command)  # a launcher may run this in a job with a command line of its own
         with _reported(name):
             _check_values(config, name, config_dir)
             _check_groups(config, config_dir)
@@ -125,6 +126,7 @@ def run_tool(name: str, config_dir: Path | None = None) -> None:
         if name == "train":  # Hydra writes the settings of several trainings there too
             run_dir = [word for word in sys.argv[1:] if word.startswith("run_dir=")][-1:]
             sys.argv += [f"{SWEEP_DIR}={word.partition('=')[2]}" for word in run_dir]
+        command = list(sys.argv)
         hydra.main(version_base="1.3", config_path=str(config_dir), config_name=name)(run)()
 
 
@@ -238,7 +240,9 @@ class _reported:
         if isinstance(error, BrokenPipeError):  # as in `detector train --help | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(141) from None
-        if isinstance(error, _USER_ERRORS) and os.environ.get("DETECTOR_DEBUG") != "1":
+        # Where a launcher's job has failed, it repeats what the job has said.
+        is_users = isinstance(error, _USER_ERRORS) or type(error).__name__ == "UncompletedJobError"
+        if is_users and os.environ.get("DETECTOR_DEBUG") != "1":
             message = _explain(error, self.tool, self.config_dir)
             if self.config_dir is None:
                 message += "\n(DETECTOR_DEBUG=1 shows where it was found)"

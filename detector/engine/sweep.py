@@ -8,6 +8,7 @@ runs/sweeps/<time>/     or the run_dir of the command line, or what hydra.sweep.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,13 +67,23 @@ def report_sweep(folder: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Prints the table of the rows' final metrics and writes ``table.json``.
 
     Args:
-        folder: of the rows.
+        folder: of the rows; those that other processes have finished in it are in the table too.
         rows: by name, metrics such as ``{"box": {"AP": ...}, "mask": {...}}``, or ``voc``.
     """
-    write_json(folder / "table.json", rows)
+    table: dict[str, Any] = {}
+    # Another may finish while this is written.
+    while table.keys() != (found := {**rows, **finished_rows(folder), **rows}).keys():
+        table = found
+        write_json(folder / "table.json", table)
     console = open_console()
-    console.print(sweep_table(rows))
+    console.print(sweep_table(table))
     console.print(f"written to {folder / 'table.json'}", soft_wrap=True)
+
+
+def finished_rows(folder: Path) -> dict[str, Any]:
+    """The final metrics of every training in the folder, by its name."""
+    files = sorted(folder.glob("*/metrics.json"))
+    return {file.parent.name: json.loads(file.read_text()) for file in files}
 
 
 def sweep_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:

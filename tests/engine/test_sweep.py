@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from rich.console import Console
 
 from detector import cli
 from detector.engine.run_directory import RunDirectory, resume_command
-from detector.engine.sweep import row_directory, row_name, sweep_table
+from detector.engine.sweep import report_sweep, row_directory, row_name, sweep_table
 from tests.small_trainings import TINY, TINY_MASKS, TINY_SHAPES
 
 
@@ -113,6 +114,26 @@ def test_a_training_for_each_value_and_a_table(command, tmp_path):
     again = command(*words, "resume=auto")
     assert again.count("resumed from") == 2
     assert json.loads((tmp_path / "sweep" / "table.json").read_text()) == table
+
+
+def test_jobs_of_a_launcher_know_their_command_and_each_other(command, tmp_path, monkeypatch):
+    """A launcher such as submitit runs each row in a process with arguments of its own."""
+    launch = BasicLauncher.launch
+
+    def in_a_job(self, overrides, initial_job_idx):
+        monkeypatch.setattr(sys, "argv", ["_submit.py", "folder"])
+        return launch(self, overrides, initial_job_idx)
+
+    monkeypatch.setattr(BasicLauncher, "launch", in_a_job)
+    words = ("-m", "seed=3,4", "run_dir=jobs")
+    command(*words)
+    assert sorted(path.name for path in (tmp_path / "jobs").glob("seed=*")) == ["seed=3", "seed=4"]
+    other = {"box": {"AP": float("nan")}}
+    (tmp_path / "jobs" / "seed=5").mkdir()
+    (tmp_path / "jobs" / "seed=5" / "metrics.json").write_text(json.dumps(other))
+    report_sweep(tmp_path / "jobs", {"seed=4": {"box": {"AP": 0.5}}})
+    table = json.loads((tmp_path / "jobs" / "table.json").read_text())
+    assert list(table) == ["seed=4", "seed=3", "seed=5"] and table["seed=4"]["box"]["AP"] == 0.5
 
 
 def test_a_stopped_row_says_how_all_go_on(monkeypatch):
