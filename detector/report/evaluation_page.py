@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from detector.data.index import AnnotationIndex
 
 SIZES = (("APs", "small, below 32 x 32"), ("APm", "medium"), ("APl", "large, from 96 x 96"))
+COCO_LEAD = (
+    "Average precision and recall over IoU .50 to .95 unless the name says one; APs, APm and APl "
+    "by the objects' size, ARn of at most n detections an image."
+)
+VOC_LEAD = (
+    "By PASCAL VOC's rules: AP50 is the area under the precision-recall curve (since 2010), "
+    "AP50_11point its mean height at 11 recalls (2007), AP the mean area over IoU .50 to .95."
+)
 CLASSES_DRAWN = 40
 HEADINGS = {"box": "Boxes", "mask": "Masks", "voc": "Boxes by VOC's rules"}
 MEANINGS = {
@@ -96,8 +104,7 @@ def _summary(own: Scored, other: Scored | None) -> Html:
     return section(
         "Summary",
         table(head, rows),
-        lead="Average precision and recall over IoU .50 to .95 unless the name says one; APs, APm "
-        "and APl by the objects' size, ARn of at most n detections an image. A dash is undefined.",
+        lead=f"{VOC_LEAD if own.kinds == ['voc'] else COCO_LEAD} A dash is undefined.",
     )
 
 
@@ -106,7 +113,7 @@ def _errors(own: Scored, other: Scored | None) -> Html | None:
     for kind, analysis in own.errors.items():
         both = [analysis] + ([other.errors[kind]] if other and kind in other.errors else [])
         most = max((gain for each in both for gain in each["gains"].values()), default=0.0)
-        for title, names in (("", KINDS), ("of them all", tuple(MEANINGS)[len(KINDS) :])):
+        for title, names in (("", KINDS), ("all kinds together", tuple(MEANINGS)[len(KINDS) :])):
             rows = [
                 (
                     join(tag("b", name.replace("_", " ")), ": ", MEANINGS[name]),
@@ -119,7 +126,12 @@ def _errors(own: Scored, other: Scored | None) -> Html | None:
             parts.append(tag("h3", f"{heading}, {title}" if title else heading))
             parts.append(bar_rows(rows, most))
     if not parts:
-        return None
+        return tag(
+            "p",
+            "Curves, confusion and kinds of errors are not here: they were not asked for "
+            "(evaluation.errors=false), or what was found has no classes, as proposals.",
+            class_="soft",
+        )
     return section(
         "What the errors cost",
         legend(_names(own, other)) if other else None,
@@ -214,8 +226,10 @@ def _class_table(own: Scored, other: Scored | None, kind: str) -> Html:
     head: list[Any] = ["class", *keys]
     if other is not None:
         head.append(f"change of {keys[0]}")
+    # VOC's own is there already, and is read from the curve in another way.
+    shown = ["AP50"] if analysis is not None and kind != "voc" else []
     if analysis is not None:
-        head += ["AP50", "best F1", "from", "precision", "recall", "objects", "detections"]
+        head += [*shown, "best F1", "from", "precision", "recall", "objects", "detections"]
     rows = []
     for k, (name, numbers) in enumerate(own.metrics["per_class"].items()):
         first = f"{kind}_{keys[0]}"
@@ -225,7 +239,7 @@ def _class_table(own: Scored, other: Scored | None, kind: str) -> Html:
             cells.append(_change(numbers.get(first), former))
         if analysis is not None:
             curve = analysis["curves"][k]
-            names = ("AP50", "best_F1", "best_threshold", "best_precision", "best_recall")
+            names = (*shown, "best_F1", "best_threshold", "best_precision", "best_recall")
             cells += [_shown(curve[each]) for each in names]
             cells += [curve["num_objects"], curve["num_detections"]]
         rows.append(cells)

@@ -45,7 +45,8 @@ def example_sections(index: AnnotationIndex, own: Scored, other: Scored | None) 
     worst = section(
         "Worst images by kind of error",
         parts or tag("p", "There are no errors."),
-        lead=f"By {kind}; images with most and surest errors first. What is wrong is lit.",
+        lead=f"By {'mask' if kind == 'mask' else 'box'}; images with most and surest errors first. "
+        "What is wrong is lit.",
     )
     threshold = analysis["score_threshold"]
     whole = []

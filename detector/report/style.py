@@ -29,7 +29,7 @@ p { margin: 6px 0; }
 code { font: 13px/1.45 ui-monospace, "SF Mono", Menlo, Consolas, monospace;
   background: var(--track); border-radius: 4px; padding: 1px 5px; overflow-wrap: anywhere; }
 .tiles { display: grid; gap: 10px; margin: 18px 0 4px;
-  grid-template-columns: repeat(auto-fit, minmax(112px, 1fr)); }
+  grid-template-columns: repeat(auto-fit, minmax(104px, 1fr)); }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 10px 14px; }
 .tile b { display: block; font-size: 24px; line-height: 1.25; font-weight: 600;
@@ -65,7 +65,7 @@ svg .bar { fill: var(--accent); } svg .bar.b { fill: var(--other); }
 .legend i { display: inline-block; width: 11px; height: 11px; border-radius: 3px;
   background: var(--accent); margin: 0 6px 0 0; vertical-align: -1px; }
 .legend i.b { background: var(--other); }
-.legend span { margin-right: 16px; overflow-wrap: anywhere; }
+.legend span { display: inline-block; margin-right: 16px; overflow-wrap: anywhere; }
 .rows { display: grid; grid-template-columns: minmax(90px, max-content) 1fr max-content;
   gap: 6px 12px; align-items: center; font-size: 14px; margin: 8px 0; }
 .rows .name { overflow-wrap: anywhere; }

@@ -41,7 +41,7 @@ def dataset(shapes_root, tmp_path_factory):
     return root, data, index
 
 
-def evaluate(dataset, shift, name):
+def evaluate(dataset, shift, name, metric="coco", **settings):
     """Detections made of the truth: every fifth is of another class, and all are moved."""
     root, data, index = dataset
     ids = [category["id"] for category in data["categories"]]
@@ -58,7 +58,7 @@ def evaluate(dataset, shift, name):
     file = root / f"{name}.json"
     file.write_text(json.dumps(records))
     results = read_results(file, index)
-    evaluator = choose_evaluator(SETTINGS, "coco", index, results)
+    evaluator = choose_evaluator(OmegaConf.merge(SETTINGS, settings), metric, index, results)
     evaluator.merge(results.found)
     return evaluator.summarize()
 
@@ -132,6 +132,28 @@ def test_two_on_one_page(dataset, found, tmp_path):
     assert rows["AP75"][1:4] == [shown(now), shown(then), f"{now - then:+.3f}"]
     names = [value for tag, name, value in page.attributes if (tag, name) == ("img", "alt")]
     assert f"{IMAGE}, found by second" in names
+
+
+def test_vocs_numbers_have_their_errors_too(dataset):
+    """A fifth is of another class, so the curves' own AP50, read in another way, is not shown."""
+    found = evaluate(dataset, 1.0, "voc", "voc")
+    page = check_page(evaluation_page(dataset[2], scored("<model>", found)))
+    text = "".join(page.text)
+    assert "Boxes by VOC's rules" in text and "area under the precision-recall curve" in text
+    analysis = found.errors["voc"]
+    assert analysis.counts["classification"] > 0
+    name = "classification"
+    assert f"+{analysis.gains[name]:.3f} ({analysis.counts[name]})" in text
+    [head] = [t[0] for t in page.cells if t[0][:2] == ["class", "AP50"]]
+    assert head.count("AP50") == 1 and "best F1" in head
+    assert f"{IMAGE}, found" in [value for _, name, value in page.attributes if name == "alt"]
+
+
+def test_a_page_without_errors_says_why(dataset):
+    found = evaluate(dataset, 1.0, "plain", errors=False)
+    page = check_page(evaluation_page(dataset[2], scored("<model>", found)))
+    assert "evaluation.errors=false" in "".join(page.text)
+    assert "What the errors cost" not in "".join(page.text)
 
 
 def test_evaluations_of_other_classes_are_not_compared(dataset, tmp_path):
