@@ -26,6 +26,8 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 import detector
 from detector.config_files import find_configs
+from detector.data.slow_work import show_slow_work
+from detector.engine.progress import late_bar
 from detector.engine.sweep import SWEEP_DIR, report_sweep, row_directory, row_name
 from detector.setting_values import fit_value
 
@@ -53,7 +55,10 @@ TOOLS = {
         "weights of other packages in and out: source=FILE output=FILE [to=torchvision|detectron2]",
     ),
     "describe": ("detector.commands.describe", "parts, shapes, parameters, FLOPs: experiment=NAME"),
-    "benchmark": ("detector.benchmark.run", "our numbers beside others': what=ops|kernels|data"),
+    "benchmark": (
+        "detector.benchmark.run",
+        "our numbers beside others': what=ops|train|infer|kernels|data|evaluate|all",
+    ),
 }
 SEVERAL_RANKS = ("train", "evaluate")  # the tools that torchrun may start
 _QUOTED = """'input="my photos/a=b.jpg"'"""
@@ -108,6 +113,8 @@ def run_tool(name: str, config_dir: Path | None = None) -> None:
             _check_values(config, name, config_dir)
             _check_groups(config, config_dir)
             _check_alone(name)
+            if os.environ.get("RANK", "0") == "0":
+                show_slow_work(late_bar)
             tool = getattr(importlib.import_module(module), name)
             if name == "train" and HydraConfig.get().mode == RunMode.MULTIRUN:
                 _train_row(tool, config, rows)

@@ -19,6 +19,7 @@ from detector.data.json_files import (
 )
 from detector.data.problems import OnError
 from detector.data.reading import cache_name, cached_index, check_index, check_paths
+from detector.data.slow_work import slow_work
 
 # Part of the cache's key: raise it whenever reading the same file gives another index.
 _READER_VERSION = 5
@@ -72,10 +73,14 @@ def _parse(
     content = annotations.read_bytes()
     if len(content) >= _WORTH_SAYING:
         _logger.info("Reading %s (%d MB), once", annotations, len(content) / 1e6)
-    with no_garbage_collection():
+    with (
+        no_garbage_collection(),
+        slow_work(f"reading {annotations.name}", len(content), "bytes") as advance,
+    ):
         try:
             data, start, stop = find_records(content, "annotations")
-            pieces = read_records(content, start, stop, RecordScanner())
+            advance(len(content) - (stop - start))
+            pieces = read_records(content, start, stop, RecordScanner(), advance)
             return parse_dataset(data, annotations, images, keypoint_flip, pieces)
         except (NotRecords, ValueError):
             # What is wrong, if anything is, shows in the whole.

@@ -17,6 +17,7 @@ from detector.cache import cache_directory
 from detector.data.image_integrity import is_whole
 from detector.data.index import AnnotationIndex
 from detector.data.problems import Problem
+from detector.data.slow_work import slow_work
 
 _logger = logging.getLogger(__name__)
 
@@ -56,8 +57,12 @@ def check_images(index: AnnotationIndex) -> tuple[np.ndarray, list[Problem]]:
     def check(i: int) -> tuple[str, str] | None:
         return find_image_fault(paths[i], int(index.widths[i]), int(index.heights[i]))
 
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+    with (
+        slow_work("checking images", len(todo), "files") as advance,
+        ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool,
+    ):
         for i, fault in zip(todo, pool.map(check, todo, chunksize=64), strict=True):
+            advance(1)
             if fault is None:
                 good[i] = True
             else:

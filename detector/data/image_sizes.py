@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from detector.data.problems import DamagedRecord
+from detector.data.slow_work import slow_work
 
 _logger = logging.getLogger(__name__)
 
@@ -25,8 +26,15 @@ def read_image_sizes(paths: Sequence[Path]) -> list[tuple[int, int] | DamagedRec
     """
     if len(paths) >= _WORTH_SAYING:
         _logger.info("Reading the sizes of %d image files, once", len(paths))
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        return list(pool.map(_read_size, paths, chunksize=64))
+    sizes = []
+    with (
+        slow_work("reading sizes of images", len(paths), "files") as advance,
+        ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool,
+    ):
+        for size in pool.map(_read_size, paths, chunksize=64):
+            sizes.append(size)
+            advance(1)
+    return sizes
 
 
 def _read_size(path: Path) -> tuple[int, int] | DamagedRecord:

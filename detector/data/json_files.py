@@ -83,7 +83,11 @@ def find_records(content: bytes, key: str) -> tuple[Any, int, int]:
 
 
 def read_records(
-    content: bytes, start: int, stop: int, scan: Callable[[bytes], Piece | None] | None = None
+    content: bytes,
+    start: int,
+    stop: int,
+    scan: Callable[[bytes], Piece | None] | None = None,
+    advance: Callable[[int], None] = lambda num_bytes: None,
 ) -> Iterator[list[Any] | Piece]:
     """The records of a list, piece by piece.
 
@@ -98,6 +102,7 @@ def read_records(
         scan: tried on the text of each piece before it is parsed; what it gives stands for the
             parsed list. It gives ``None`` for what is no JSON, and may for anything. It runs in
             threads, on the pieces that come next.
+        advance: is told the length of each piece when it is done with.
 
     Raises:
         NotRecords: the list cannot be cut.
@@ -120,6 +125,7 @@ def read_records(
                 ahead.clear()
                 cut = following
             yield records
+            advance(following - start)
             start, num_ahead = following, 2 * num_threads
 
 

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, Self, TypeVar
 
 import rich.progress
 from rich.console import Console, Group
+from rich.errors import LiveError
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 Item = TypeVar("Item")
 
 SILENCE = 60.0  # seconds after which a log without a bar is told that something still goes on
+PATIENCE = 1.0  # seconds of work that needs no bar
 
 
 class ProgressDisplay:
@@ -130,6 +140,37 @@ def track(
             yield item
         elapsed = duration(time.perf_counter() - began)
         console.print(f"{what}: {total} {unit} in {elapsed}", soft_wrap=True)
+
+
+@contextmanager
+def late_bar(
+    what: str, total: int, unit: str, console: Console | None = None
+) -> Iterator[Callable[[int], None]]:
+    """A bar of slow work, in a terminal only, once it has taken :data:`PATIENCE` seconds.
+
+    It goes when the work is done. Takes and gives what
+    :func:`detector.data.slow_work.show_slow_work` asks for.
+    """
+    console = console or open_console()
+    count = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn())
+    bar = Progress(*columns, console=console, transient=True)
+    task = bar.add_task(what, total=total)
+    due = time.perf_counter() + PATIENCE if console.is_terminal else float("inf")
+
+    def advance(amount: int) -> None:
+        nonlocal due
+        bar.advance(task, amount)
+        if time.perf_counter() > due:
+            due = float("inf")
+            with suppress(LiveError):  # another bar is there
+                bar.start()
+
+    try:
+        yield advance
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 def open_console(quiet: bool = False) -> Console:

@@ -69,3 +69,36 @@ def test_what_goes_on_between_reports_stands_in_the_bar_and_warnings_above_it() 
     with open_display(10, console=Console(file=pipe, width=40)) as display:
         display.note("recorded steps of 16 images, 1 of at most 8, in 1.2 s")
     assert pipe.getvalue() == "recorded steps of 16 images, 1 of at most 8, in 1.2 s\n"
+
+
+def _shown(amounts: list[int], unit: str = "files", terminal: bool = True) -> str:
+    out = io.StringIO()
+    console = Console(file=out, width=100, force_terminal=terminal)
+    with progress.late_bar("checking images", 4, unit, console) as advance:
+        for amount in amounts:
+            advance(amount)
+    return out.getvalue()
+
+
+def test_a_terminal_gets_a_bar_of_work_that_takes_long(monkeypatch):
+    monkeypatch.setattr(progress, "PATIENCE", -1.0)
+    text = _shown([1, 1])
+    assert "checking images" in text and "2/4" in text
+    assert "kB" in _shown([1, 1], unit="bytes") or "bytes" in _shown([1, 1], unit="bytes")
+
+
+def test_short_work_and_pipes_get_none(monkeypatch):
+    monkeypatch.setattr(progress, "PATIENCE", 3600.0)
+    assert _shown([1, 1, 2]) == ""
+    monkeypatch.setattr(progress, "PATIENCE", -1.0)
+    assert _shown([1, 1, 2], terminal=False) == ""
+
+
+def test_another_bar_is_left_alone(monkeypatch):
+    monkeypatch.setattr(progress, "PATIENCE", -1.0)
+    console = Console(file=io.StringIO(), width=100, force_terminal=True)
+    with progress.open_display(10, console=console) as display:
+        with progress.late_bar("checking images", 2, "files", console) as advance:
+            advance(1)
+        display.advance(3)
+    assert "3/10" in console.file.getvalue()
