@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from contextlib import closing, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,7 +39,11 @@ from detector.engine.loaders import build_loaders
 from detector.engine.loss_window import LossWindow
 from detector.engine.metric_log import MetricLog
 from detector.engine.objective import EarlyStopping, choose_objective
-from detector.engine.optimizer import check_gradient_clip, set_learning_rate
+from detector.engine.optimizer import (
+    check_gradient_clip,
+    describe_optimizer,
+    set_learning_rate,
+)
 from detector.engine.out_of_memory import TrainingMemory
 from detector.engine.pictures import Comparisons
 from detector.engine.plan import is_due, plan_training
@@ -53,6 +58,7 @@ from detector.engine.signals import AgreedStop, StopRequest
 from detector.engine.step_guard import StepGuard, check_on_nonfinite
 from detector.engine.stopwatch import Stopwatch
 from detector.engine.time_limit import ENDING, TimeLimit
+from detector.engine.tolerant_log import TolerantLog
 from detector.engine.training_state import TrainingState
 from detector.engine.training_step import TrainingStep, check_accumulate
 from detector.engine.validation_loss import ValidationLoss
@@ -224,17 +230,18 @@ def _train(
     paced = limit.pace(schedule, plan.max_steps)
     rate = paced if time_limit is None else lambda step: ranks.of_first(paced(step))
     saved = state.step if resume_from == run.last else None
+    open_log = partial(
+        MetricLog, run.metric_lines, run.tensorboard, histograms=cfg.logging.histograms
+    )
     ranks.start()
 
     with (
         StopRequest() as heard,
         TrainingMemory(cfg, runtime, run, whole) as memory,
-        closing(
-            MetricLog(run.metric_lines, run.tensorboard, state.step, cfg.logging.histograms)
-            if ranks.is_first
-            else Unwritten()
-        ) as log,
         open_display(plan.max_steps, state.step, open_console(quiet=not ranks.is_first)) as display,
+        closing(
+            TolerantLog(open_log, state.step, display.print) if ranks.is_first else Unwritten()
+        ) as log,
         CheckpointWriter(run, cfg.checkpoint.keep_last, saved, display.print)
         if ranks.is_first
         else CheckpointFollower(saved) as writer,
@@ -267,9 +274,13 @@ def _train(
             return evaluate_model(state.evaluated_model, some, evaluator, *how)
 
         def draw() -> None:
-            if ranks.is_first:
-                for name, picture in comparisons.draw(watcher, run.pictures):
+            try:
+                for name, picture in (
+                    comparisons.draw(watcher, run.pictures) if ranks.is_first else ()
+                ):
                     log.picture(state.step, name, picture)
+            except OSError as error:
+                display.print(f"warning: pictures could not be written ({error})")
 
         for line in transfer_report(transfer) if transfer else ():
             display.print(line)
@@ -282,7 +293,7 @@ def _train(
             f"{runtime.precision}{ranks}{limit}"
         )
         if runtime.choices:
-            display.print(f"runtime: {', '.join(runtime.choices)}")
+            display.print(f"runtime: {', '.join(runtime.choices)}, {describe_optimizer(optimizer)}")
         for line in sizes:
             display.print(line)
         if former:

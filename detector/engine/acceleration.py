@@ -52,10 +52,13 @@ def accelerated(
     if not runtime.graphs:
         return take_step
     why = why_not(take_step, accumulate)
-    if why is not None:
-        say(f"warning: runtime.graphs={runtime.graphs} has no effect: {why}")
-        return take_step
-    return GraphedStep(take_step, runtime.graphs, say=say)
+    if why is None:
+        try:
+            return GraphedStep(take_step, runtime.graphs, say=say)
+        except RuntimeError as error:  # a driver that records nothing
+            why = str(error).splitlines()[0]
+    say(f"warning: runtime.graphs={runtime.graphs} has no effect: {why}")
+    return take_step
 
 
 def build_step(

@@ -57,6 +57,10 @@ class Recorder(Protocol):
 class CudaRecorder:
     """Records CUDA graphs, which share their memory: only one of them runs at a time.
 
+    Warming up happens in that memory too, on the stream that records and, backward too, in the
+    thread that records, so that workspaces and chosen kernels are there when they are recorded and
+    nothing takes memory twice.
+
     Args:
         device: of the step.
     """
@@ -64,16 +68,21 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool = _Pool(torch.cuda.graph_pool_handle())
         # A pool ends with its last graph, and cannot begin again while gradients lie in it: this
         # graph, which is never replayed, keeps it.
         self._keeper = self.record(lambda: {"nothing": torch.zeros((), device=device)})
 
     def warm_up(self, run: Run) -> dict[str, Tensor]:
-        """Runs on the stream that will record: its workspaces and its memory are then there."""
+        """Runs, and gives what ``run`` gave."""
         outside = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(outside)
-        with torch.cuda.stream(self._stream):
+        torch.cuda.empty_cache()  # while a pool is in use, no other is asked to give memory back
+        with (
+            torch.cuda.stream(self._stream),
+            torch.cuda.use_mem_pool(self._pool, self._device),
+            torch.autograd.set_multithreading_enabled(False),
+        ):
             results = run()
         outside.wait_stream(self._stream)
         for result in results.values():
@@ -81,13 +90,24 @@ class CudaRecorder:
         return results
 
     def record(self, run: Run) -> Recording:
+        """Records; what ``run`` gives has values only after a replay."""
         graph = torch.cuda.CUDAGraph()
-        # Other threads, which pin batches and write checkpoints, may go on with what they do.
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        with (
+            # Other threads, which pin batches and write checkpoints, may go on with what they do.
+            torch.cuda.graph(
+                graph, pool=self._pool.id, stream=self._stream, capture_error_mode="thread_local"
+            ),
+            torch.autograd.set_multithreading_enabled(False),
         ):
             results = run()
         return _CudaRecording(graph, results)
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """A pool of graphs for ``use_mem_pool``, which asks for nothing else."""
+
+    id: tuple[int, int]
 
 
 @dataclass

@@ -152,6 +152,12 @@ def check_gradient_clip(limit: float | None) -> None:
         raise ValueError(f"training.gradient_clip={limit}; it must be a positive number, or null")
 
 
+def describe_optimizer(optimizer: torch.optim.Optimizer) -> str:
+    """``"SGD fused"``: all parameters in one pass, which on a CPU takes half the time or less."""
+    fused = "fused" if optimizer.defaults.get("fused") else "not fused (optimizer.fused)"
+    return f"{type(optimizer).__name__} {fused}"
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> float:
     """Sets every group's rate for the step after ``step`` finished ones; returns the multiplier."""
     multiplier = schedule(step)

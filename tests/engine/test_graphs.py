@@ -333,12 +333,20 @@ def test_what_is_asked_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
         yield
         log.append("off")
 
+    @contextmanager
+    def allocating(pool, device):
+        log.append(f"in {pool.id}")
+        yield
+        log.append("out")
+
     outside = Stream("outside")
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("side"))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: outside)
     monkeypatch.setattr(torch.cuda, "stream", using)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "the pool")
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: log.append("empty"))
+    monkeypatch.setattr(torch.cuda, "use_mem_pool", allocating)
     monkeypatch.setattr(torch.cuda, "graph", capturing)
     monkeypatch.setattr(Tensor, "record_stream", lambda self, s: log.append(f"kept for {s.name}"))
 
@@ -347,12 +355,13 @@ def test_what_is_asked_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     log.clear()
 
     def run() -> dict[str, Tensor]:
-        log.append("run")
+        # Backward runs in the same thread: in another one it would allocate elsewhere.
+        log.append("run" if not torch._C._is_multithreading_enabled() else "run in threads")
         return {"loss": torch.ones(())}
 
     assert recorder.warm_up(run)["loss"] == 1
     assert log == [
-        *("side waits for outside", "on side", "run", "off"),
+        *("side waits for outside", "empty", "on side", "in the pool", "run", "out", "off"),
         *("outside waits for side", "kept for outside"),
     ]
     log.clear()

@@ -7,6 +7,7 @@ from torch import nn
 from detector.engine.optimizer import (
     build_optimizer,
     check_gradient_clip,
+    describe_optimizer,
     parameter_groups,
     restore_optimizer,
     set_learning_rate,
@@ -125,4 +126,6 @@ def test_fused_momenta_begin_at_zero_which_changes_no_step() -> None:
             optimizer.step()
     for a, b in zip(*(model.parameters() for model in models), strict=True):
         assert torch.equal(a, b)
-    assert not build_optimizer(network(), fused=False, **options).state
+    plain = build_optimizer(network(), fused=False, **options)
+    assert not plain.state
+    assert describe_optimizer(ours) == "SGD fused" and "not fused" in describe_optimizer(plain)
