@@ -7,6 +7,7 @@ import http.client
 import os
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -61,10 +62,7 @@ def fetch(
         came = (part.stat().st_size if part.exists() else 0) > before
         failures = 0 if came else failures + 1
         if failures >= ATTEMPTS:
-            raise OSError(
-                f"{url}: {reason}, {ATTEMPTS} times; what has come is kept in {part}, and the same "
-                "command goes on from there"
-            )
+            raise OSError(_explain(url, reason, path, part))
         time.sleep(min(pause * 2**failures, 60.0))
     try:
         check_digest(part, md5, url)
@@ -73,6 +71,20 @@ def fetch(
         raise
     os.replace(part, path)
     tag.unlink(missing_ok=True)
+
+
+def _explain(url: str, reason: Exception | str, path: Path, part: Path) -> str:
+    """Why nothing comes any more, and what can be done."""
+    failed = f"{url}: {getattr(reason, 'reason', reason)}, {ATTEMPTS} times; "
+    no_answer = isinstance(reason, OSError) and not isinstance(reason, urllib.error.HTTPError)
+    if not no_answer or (part.exists() and part.stat().st_size):
+        return f"{failed}what has come is kept in {part}, and the same command goes on from there"
+    site = urllib.parse.urlsplit(url).hostname
+    return (
+        f"{failed}{site} cannot be reached from here. See whether a browser opens the address "
+        "(behind a proxy, set HTTPS_PROXY), or fetch the file where there is a network and lay it "
+        f"at {path}; the same command goes on with it"
+    )
 
 
 def check_digest(file: Path, md5: str | None, url: str) -> None:

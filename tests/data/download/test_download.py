@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import io
 import json
+import socket
 import tarfile
 import threading
 import zipfile
@@ -139,6 +140,21 @@ def test_no_such_file_and_no_server(server, tmp_path):
     server.cut, server.cuts = 0, 100
     with pytest.raises(OSError, match="6 times; what has come is kept"):
         fetch(server.url("a.bin"), tmp_path / "a.bin", pause=0)
+
+
+def test_a_site_that_cannot_be_reached_is_named_with_what_helps(tmp_path):
+    with socket.socket() as free:  # a port where nobody listens
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/a.bin"
+        with pytest.raises(OSError) as refused:
+            fetch(url, tmp_path / "a.bin", pause=0)
+    message = str(refused.value)
+    assert message.startswith(f"{url}: ") and "refused, 6 times; 127.0.0.1 cannot" in message
+    assert f"lay it at {tmp_path / 'a.bin'}" in message and "HTTPS_PROXY" in message
+    (tmp_path / "a.bin.part").write_bytes(b"x")
+    (tmp_path / "a.bin.part.tag").write_text("tag")
+    with pytest.raises(OSError, match=r"what has come is kept in .*a\.bin\.part"):
+        fetch(url, tmp_path / "a.bin", pause=0)
 
 
 def packed(files, kind="zip"):
