@@ -39,11 +39,7 @@ from detector.engine.loaders import build_loaders
 from detector.engine.loss_window import LossWindow
 from detector.engine.metric_log import MetricLog
 from detector.engine.objective import EarlyStopping, choose_objective
-from detector.engine.optimizer import (
-    check_gradient_clip,
-    describe_optimizer,
-    set_learning_rate,
-)
+from detector.engine.optimizer import check_gradient_clip, describe_optimizer, set_learning_rate
 from detector.engine.out_of_memory import TrainingMemory
 from detector.engine.pictures import Comparisons
 from detector.engine.plan import is_due, plan_training
