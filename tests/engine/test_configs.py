@@ -160,6 +160,21 @@ def test_the_lsj_recipe_is_the_published_one(compose_recipe) -> None:
     assert (model.backbone.freeze_at, model.backbone.weights) == (0, None)
 
 
+def test_copy_paste_is_jitter_and_then_pasting(compose_recipe) -> None:
+    """Simple Copy-Paste, section 3, and its authors' configuration; else the recipe without it."""
+    cfg = compose_recipe("mask_rcnn_r50_fpn_lsj_copy_paste_100ep")
+    plain = compose_recipe("mask_rcnn_r50_fpn_lsj_100ep")
+    *before, switch = instantiate(cfg.augment.train, _convert_="all")
+    (mix,) = switch.transforms
+    assert (before[0].size, before[0].min_scale, before[0].max_scale) == (1024, 0.1, 2.0)
+    assert [type(each).__name__ for each in before] == ["LargeScaleJitter", "HorizontalFlip"]
+    assert (mix.size, mix.blur, mix.p) == ((1024, 1024), 0, 1)
+    assert (mix.max_box_shift, mix.min_area) == (10, 300)
+    for key in ("model", "optimizer", "schedule", "training"):
+        assert cfg[key] == plain[key]
+    assert cfg.augment.val == plain.augment.val
+
+
 def test_the_rows_of_the_tables_are_the_papers(compose_tool) -> None:
     """Mask R-CNN, table 2: each row of a sweep composes to what its name says."""
     rows = {"r50_c4": 64, "r101_c4": 64, "r50_fpn": 512, "r101_fpn": 512, "x101_fpn": 512}

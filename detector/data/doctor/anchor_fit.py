@@ -15,6 +15,7 @@ import numpy as np
 from detector.data.dataset import DetectionDataset
 from detector.data.doctor.findings import Finding, Record
 from detector.data.doctor.statistics import ASPECT_EDGES, SIZE_EDGES
+from detector.data.sample import Sample
 
 # Images looked at: enough for shares of a percent.
 MOST_IMAGES = 4000
@@ -73,6 +74,22 @@ class AnchorFit:
     anchors: list[tuple[float, float, int, int, int]]
 
 
+class _Blanks:
+    """The samples of a dataset without their pixels, which do not matter here."""
+
+    def __init__(self, dataset: DetectionDataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def read(self, image: int) -> Sample:
+        # Zeros take no memory until they are written.
+        index = self.dataset.index
+        blank = np.zeros((int(index.heights[image]), int(index.widths[image]), 3), np.uint8)
+        return self.dataset.sample_of(image, blank)
+
+
 def fit_anchors(
     dataset: DetectionDataset,
     table: AnchorTable,
@@ -84,11 +101,10 @@ def fit_anchors(
     steps: Iterable = images.tolist()
     steps = steps if progress is None else progress(steps, len(images))
     boxes, labels, sizes = [], [], []
+    blanks = _Blanks(dataset)
     for image in steps:
-        # Pixels do not matter, and zeros take no memory until they are written.
-        blank = np.zeros((int(index.heights[image]), int(index.widths[image]), 3), np.uint8)
         rng = np.random.Generator(np.random.PCG64([dataset.seed, 0, image]))
-        sample = dataset.augmentation(dataset.sample_of(image, blank), rng)
+        sample = dataset.augmentation(blanks.read(image), rng, blanks)
         boxes.append(sample.boxes)
         labels.append(sample.labels)
         sizes.append(np.tile(sample.image.shape[:2], (len(sample), 1)))

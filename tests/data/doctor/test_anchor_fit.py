@@ -104,3 +104,15 @@ def test_augmentation_decides_how_large_objects_are(shapes_root):
     plain, _ = fitted(DetectionDataset(file, shapes_root / "train"), [[16], [40]])
     fit, _ = fitted(larger, [[16], [40]])
     np.testing.assert_allclose(fit.boxes, 2 * plain.boxes, atol=0.01)
+
+
+def test_mixed_images_are_looked_at_too(shapes_root):
+    """Copy-Paste adds objects of other images, of which no pixel is read."""
+    from detector.data.copy_paste import SimpleCopyPaste
+
+    file = shapes_root / "annotations/instances_train.json"
+    mixed = DetectionDataset(file, shapes_root / "train", [SimpleCopyPaste()])
+    mixed.read = None
+    plain, _ = fitted(DetectionDataset(file, shapes_root / "train"), [[16], [40]])
+    fit, _ = fitted(mixed, [[16], [40]])
+    assert len(fit.best) > len(plain.best)
