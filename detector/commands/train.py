@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from contextlib import closing, nullcontext
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from detector.commands.hyperparameters import final_metrics, hyperparameters
 from detector.commands.replay import ReplayFile
-from detector.commands.watcher import build_watcher
+from detector.commands.training_pictures import TrainingPictures
 from detector.engine import assembly
 from detector.engine.acceleration import accelerated
 from detector.engine.atomic_file import atomic_write, write_json
@@ -37,11 +36,9 @@ from detector.engine.durations import parse_duration
 from detector.engine.inference import evaluate_model
 from detector.engine.loaders import build_loaders
 from detector.engine.loss_window import LossWindow
-from detector.engine.metric_log import MetricLog
 from detector.engine.objective import EarlyStopping, choose_objective
 from detector.engine.optimizer import check_gradient_clip, describe_optimizer, set_learning_rate
 from detector.engine.out_of_memory import TrainingMemory
-from detector.engine.pictures import Comparisons
 from detector.engine.plan import is_due, plan_training
 from detector.engine.precise_bn import check_precise_bn, recompute_batch_statistics
 from detector.engine.prefetch import prefetched
@@ -200,10 +197,7 @@ def _train(
         model, optimizer, runtime, guard, cfg.seed, cfg.training.gradient_clip, ranks, average
     )
 
-    # Pictures. One alone has no proposals.
-    num_pictures = 0 if model.needs_proposals else cfg.logging.pictures
-    comparisons = Comparisons(val_set.index, num_pictures, cfg.logging.score_threshold)
-    watcher = build_watcher(state.evaluated_model, cfg, runtime, train_set.index)
+    pictures = TrainingPictures(state.evaluated_model, cfg, runtime, train_set.index, val_set.index)
 
     # The run directory.
     size = checkpoint_bytes(optimizer, model, *([average.model] if average else []))
@@ -216,8 +210,8 @@ def _train(
         "config": OmegaConf.to_yaml(cfg),
         "class_names": list(classes),
         "category_ids": category_ids,
-        "keypoint_names": list(watcher.keypoint_names),
-        "skeleton": [list(pair) for pair in watcher.skeleton],
+        "keypoint_names": list(pictures.watcher.keypoint_names),
+        "skeleton": [list(pair) for pair in pictures.watcher.skeleton],
     }
     window, stopwatch = LossWindow(tolerated), Stopwatch(runtime.torch_device)
     images_per_step = cfg.data.batch_size * accumulate
@@ -226,9 +220,6 @@ def _train(
     paced = limit.pace(schedule, plan.max_steps)
     rate = paced if time_limit is None else lambda step: ranks.of_first(paced(step))
     saved = state.step if resume_from == run.last else None
-    open_log = partial(
-        MetricLog, run.metric_lines, run.tensorboard, histograms=cfg.logging.histograms
-    )
     ranks.start()
 
     with (
@@ -236,7 +227,9 @@ def _train(
         TrainingMemory(cfg, runtime, run, whole) as memory,
         open_display(plan.max_steps, state.step, open_console(quiet=not ranks.is_first)) as display,
         closing(
-            TolerantLog(open_log, state.step, display.print) if ranks.is_first else Unwritten()
+            TolerantLog(run, state.step, cfg.logging.histograms, display.print)
+            if ranks.is_first
+            else Unwritten()
         ) as log,
         CheckpointWriter(run, cfg.checkpoint.keep_last, saved, display.print)
         if ranks.is_first
@@ -270,13 +263,8 @@ def _train(
             return evaluate_model(state.evaluated_model, some, evaluator, *how)
 
         def draw() -> None:
-            try:
-                for name, picture in (
-                    comparisons.draw(watcher, run.pictures) if ranks.is_first else ()
-                ):
-                    log.picture(state.step, name, picture)
-            except OSError as error:
-                display.print(f"warning: pictures could not be written ({error})")
+            if ranks.is_first:
+                pictures.draw(state.step, run.pictures, log, display.print)
 
         for line in transfer_report(transfer) if transfer else ():
             display.print(line)

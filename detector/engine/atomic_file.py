@@ -31,6 +31,10 @@ def atomic_write(path: Path, before: Callable[[], None] | None = None) -> Iterat
         if before is not None:
             before()
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None:  # of a write: the kernel does not say to which file
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
