@@ -36,7 +36,6 @@ from detector.engine.durations import parse_duration
 from detector.engine.inference import evaluate_model
 from detector.engine.loaders import build_loaders
 from detector.engine.loss_window import LossWindow
-from detector.engine.objective import EarlyStopping, choose_objective
 from detector.engine.optimizer import check_gradient_clip, describe_optimizer, set_learning_rate
 from detector.engine.out_of_memory import TrainingMemory
 from detector.engine.plan import is_due, plan_training
@@ -52,9 +51,9 @@ from detector.engine.step_guard import StepGuard, check_on_nonfinite
 from detector.engine.stopwatch import Stopwatch
 from detector.engine.time_limit import ENDING, TimeLimit
 from detector.engine.tolerant_log import TolerantLog
+from detector.engine.training_evaluation import build_evaluation
 from detector.engine.training_state import TrainingState
 from detector.engine.training_step import TrainingStep, check_accumulate
-from detector.engine.validation_loss import ValidationLoss
 from detector.engine.weight_average import WeightAverage
 from detector.engine.weights.init_table import transfer_report
 from detector.engine.weights.initial_weights import (
@@ -170,17 +169,7 @@ def _train(
     average = WeightAverage(model, decay) if decay is not None else None
 
     # Evaluation, and what is best.
-    max_detections = assembly.plain(cfg.evaluation.max_detections)
-    has_masks = model.has_masks and val_set.index.has_masks
-    has_keypoints = model.has_keypoints and val_set.index.has_keypoints
-    evaluator = assembly.build_evaluator(cfg.evaluation, val_set, model)
-    val_loss = ValidationLoss(runtime, cfg.seed) if cfg.evaluation.loss else None
-    if val_loss:
-        assembly.check_validation_loss(model, val_set)
-    metric = assembly.choose_metric(cfg.evaluation, val_set, model)
-    measured = (val_loss is not None, has_masks, max_detections, metric, has_keypoints)
-    objective = choose_objective("checkpoint.metric", cfg.checkpoint.metric, *measured)
-    early = EarlyStopping.of(cfg.training.early_stopping, *measured)
+    evaluator, val_loss, objective, early = build_evaluation(cfg, val_set, model, runtime)
 
     # Resume.
     scaler = runtime.loss_scaler()
