@@ -340,8 +340,7 @@ def _numbers_as_tensors(optimizer: torch.optim.Optimizer, rates: list[Tensor]) -
 
 def _first_reason(error: BaseException) -> str:
     """A capture that was broken raises again when it ends: what broke it says more."""
-    while error.__context__ is not None:
-        error = error.__context__
+    error = error.__context__ or error
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
