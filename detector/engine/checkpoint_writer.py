@@ -139,6 +139,8 @@ class CheckpointWriter:
                 atomic_copy(self.run.last, self.run.best)
             if keep:
                 atomic_copy(self.run.last, self.run.kept(step))
+        except OSError as error:  # its frames would keep the copy in memory
+            self._error = error.with_traceback(None)
         except BaseException as error:  # for the thread that waits
             self._error = error
         self.seconds = time.perf_counter() - began
