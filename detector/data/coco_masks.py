@@ -164,18 +164,19 @@ class MaskColumns:
             widths: likewise.
         """
         self._collect_parts()
-        parts = join_parts(self.parts)
-        self.parts = []
-        self._refuse(parts.rows[~parts.finite], "its polygon is not finite")
+        parts, self.parts = self.parts, []
+        rows = _joined(parts, "rows")
+        self._refuse(rows[~_joined(parts, "finite")], "its polygon is not finite")
         # A flat part beside a proper one adds nothing to the mask and harms nothing.
         has_area = np.zeros(len(boxes), dtype=bool)
-        has_area[parts.rows[~parts.flat]] = True
-        self._refuse(parts.rows[~has_area[parts.rows]], "a degenerate polygon, it has no area")
+        has_area[rows[~_joined(parts, "flat")]] = True
+        self._refuse(rows[~has_area[rows]], "a degenerate polygon, it has no area")
         runs = self._run_rings(heights, widths)
+        lengths = np.concatenate([_joined(parts, "lengths"), np.diff(runs.vertex_offsets)])
         rings = Rings(
-            np.concatenate([parts.vertices, runs.vertices]),
-            offsets_of(np.concatenate([parts.lengths, np.diff(runs.vertex_offsets)])),
-            np.concatenate([parts.rows, runs.owners]),
+            np.concatenate([*(part.vertices for part in parts), runs.vertices]),
+            offsets_of(lengths),
+            np.concatenate([rows, runs.owners]),
         )
         self._refuse(_rows_apart(rings, boxes), "its segmentation and its bbox do not overlap")
         return rings
@@ -248,10 +249,12 @@ def make_parts(coordinates: np.ndarray, lengths: np.ndarray, rows: np.ndarray) -
 
 def join_parts(pieces: Sequence[PolygonParts]) -> PolygonParts:
     """The parts of all pieces."""
-    if not pieces:
-        return make_parts(np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64))
-    names = [field.name for field in fields(PolygonParts)]
-    return PolygonParts(*(np.concatenate([getattr(p, name) for p in pieces]) for name in names))
+    return PolygonParts(*(_joined(pieces, field.name) for field in fields(PolygonParts)))
+
+
+def _joined(pieces: Sequence[PolygonParts], name: str) -> np.ndarray:
+    nothing = make_parts(np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64))
+    return np.concatenate([getattr(piece, name) for piece in (*pieces, nothing)])
 
 
 def _sum_groups(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:

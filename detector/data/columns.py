@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from detector.data.coco_masks import MaskColumns
 from detector.data.index import AnnotationIndex
 from detector.data.problems import DamagedRecord, Problem
 from detector.data.rings import Rings, offsets_of, ranges
+from detector.data.threads import num_threads
 
 Box = tuple[float, float, float, float]
 
@@ -182,12 +184,16 @@ def assemble_index(
     # than the vertices.
     pairs = np.ascontiguousarray(rings.vertices, dtype=np.float32).view(np.int64).ravel()
     vertices = np.empty(vertex_offsets[-1], dtype=np.int64)
-    for first in range(0, len(lengths), _RINGS_AT_ONCE):
+
+    def copy(first: int) -> None:
         last = min(first + _RINGS_AT_ONCE, len(lengths))
         starts = rings.vertex_offsets[ring_order[first:last]]
         vertices[vertex_offsets[first] : vertex_offsets[last]] = pairs[
             ranges(starts, lengths[first:last])
         ]
+
+    with ThreadPoolExecutor(num_threads()) as pool:
+        list(pool.map(copy, range(0, len(lengths), _RINGS_AT_ONCE)))
     boxes = annotations.box_rows().astype(np.float32)
     described = keypoint_names or KeypointNames()
     return AnnotationIndex(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
+
+from detector.data.threads import num_threads
 
 try:
     import orjson  # an extra of the package
@@ -25,7 +26,6 @@ _BETWEEN_RECORDS = re.compile(rb"\}\s*,\s*\{")
 _AFTER_RECORDS = re.compile(rb"\}\s*\](?=\s*[,}])")
 _MAX_ENDS = 4  # places tried for the end of a list
 _MAX_BOUNDARIES = 20  # places tried for the end of a piece
-_MAX_THREADS = 4  # that scan; more would wait for the one that takes what they give
 
 
 class NotRecords(Exception):
@@ -107,10 +107,9 @@ def read_records(
     Raises:
         NotRecords: the list cannot be cut.
     """
-    num_threads = min(_MAX_THREADS, _num_cores())
     ahead: deque[tuple[Future[Piece | None], int, int]] = deque()
     cut, num_ahead = start, 1  # what the first piece teaches is of use to the others
-    with ThreadPoolExecutor(num_threads) as pool:
+    with ThreadPoolExecutor(num_threads()) as pool:
         while start < stop:
             while cut < stop and len(ahead) < num_ahead:
                 end, following = _next_end(content, cut + _PIECE_BYTES, stop)
@@ -126,7 +125,7 @@ def read_records(
                 cut = following
             yield records
             advance(following - start)
-            start, num_ahead = following, 2 * num_threads
+            start, num_ahead = following, 2 * num_threads()
 
 
 def _next_end(content: bytes, place: int, stop: int) -> tuple[int, int]:
@@ -155,13 +154,6 @@ def _parse_piece(
 
 def _leave(text: bytes) -> None:
     """Leaves every piece to the parser."""
-
-
-def _num_cores() -> int:
-    """That this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def parse_text(content: bytes) -> Any:
