@@ -140,9 +140,15 @@ class FastRCNN(Freezable):
                 with the best score.
         """
         features = self.backbone(self.normalizer(images, image_sizes))
-        mask_branch = self.mask_branch if self.has_masks else None
-        strides = self.backbone.strides
-        return region_features(features, strides, boxes, labels, self.box_branch, mask_branch)
+        return region_features(
+            features,
+            self.backbone.strides,
+            boxes,
+            labels,
+            self.box_branch,
+            self.mask_branch if self.has_masks else None,
+            self.keypoint_branch if self.has_keypoints else None,
+        )
 
 
 class RCNN(FastRCNN):

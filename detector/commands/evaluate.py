@@ -94,7 +94,8 @@ def _evaluate(cfg: DictConfig, ranks: Ranks) -> dict[str, Any]:
     )
     console.print(assembly.describe_dataset(dataset), soft_wrap=True)
     batches = track(loader, len(loader), "evaluating", "batches", console)
-    detector = with_augmentation(model, assembly.plain(config.evaluation.get("tta")))
+    tta = assembly.plain(config.evaluation.get("tta"))
+    detector = with_augmentation(model, tta, dataset.index.keypoint_flip)
     if labels is not None:
         detector = Relabelled(detector, labels).to(runtime.torch_device)
     output = Path(str(cfg.output)) if cfg.output is not None else default_output(path)

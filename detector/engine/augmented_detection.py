@@ -2,7 +2,8 @@
 
 As Detectron2's GeneralizedRCNNWithTTA has it: boxes of all views go through one more NMS within
 each class; then masks are predicted for the merged boxes in every view, and their probabilities
-averaged. It costs two passes of the network for each view of a model with masks, one without.
+averaged. So are those of keypoints, which it does not have. It costs two passes of the network for
+each view of a model with masks or keypoints, one without.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.nn import functional
 
 from detector.ops.boxes import gather_boxes
 from detector.ops.nms import nms_slots
+from detector.roi_heads.keypoint import read_keypoints
 from detector.structures import Detections
 
 # Sides of a view's padded images are multiples of it, as the collation's are.
@@ -68,9 +70,12 @@ class AugmentedDetector(nn.Module):
         flip: look at each size mirrored too.
         nms_threshold: IoU above which the lower-scored box of the same class goes, whatever views
             they come from.
+        keypoint_flip: J places, for each keypoint the one that it is in a mirror; ``None`` where
+            that is not known.
 
     Raises:
-        ValueError: the model finds keypoints or is given its proposals, or a scale makes no sense.
+        ValueError: the model is given its proposals, or finds keypoints and it is not known which
+            change places; or a scale makes no sense.
     """
 
     def __init__(
@@ -79,13 +84,19 @@ class AugmentedDetector(nn.Module):
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
         nms_threshold: float = 0.5,
+        keypoint_flip: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        if model.has_keypoints or model.needs_proposals:
-            what = "finds keypoints" if model.has_keypoints else "is given its proposals"
+        if model.needs_proposals:
             raise ValueError(
-                f"evaluation.tta: {type(model).__name__} {what}, which test-time augmentation does "
-                "not merge; set evaluation.tta=null"
+                f"evaluation.tta: {type(model).__name__} is given its proposals, which test-time "
+                "augmentation does not resize; set evaluation.tta=null"
+            )
+        if model.has_keypoints and flip and not keypoint_flip:
+            raise ValueError(
+                f"evaluation.tta.flip=true: {type(model).__name__} finds keypoints, and only data "
+                "that has them says which change places in a mirror; evaluate on such data, or set "
+                "evaluation.tta.flip=false"
             )
         if not scales or not all(0.1 <= scale <= 10 for scale in scales):
             raise ValueError(
@@ -96,6 +107,7 @@ class AugmentedDetector(nn.Module):
         self.scales = tuple(float(scale) for scale in scales)
         self.flip = flip
         self.nms_threshold = nms_threshold
+        self.keypoint_flip = list(keypoint_flip or ())
         self.train(model.training)
 
     def detect(self, images: Tensor, image_sizes: Tensor) -> Detections:
@@ -112,23 +124,43 @@ class AugmentedDetector(nn.Module):
             seen = self.model.detect(view.images, view.image_sizes)
             found.append(dataclasses.replace(seen, boxes=view.boxes_to_batch(seen.boxes)))
         merged = merge_detections(found, self.nms_threshold)
-        if not self.model.has_masks:
+        if not (self.model.has_masks or self.model.has_keypoints):
             return merged
-        masks = [self._masks(view, merged) for view in views]
-        return dataclasses.replace(merged, masks=torch.stack(masks).mean(0))
+        seen = [self._inside(view, merged) for view in views]
+        added = {}
+        masks, heatmaps = ([each[i] for each in seen] for i in (0, 1))
+        if self.model.has_masks:
+            added["masks"] = _into_slots(torch.stack(masks).mean(0), merged.valid)
+        if self.model.has_keypoints:
+            # Where all views exclude a place, its logarithm must stay finite.
+            logits = torch.stack(heatmaps).mean(0).clamp(min=1e-30).log()
+            found = read_keypoints(logits, merged.boxes[merged.valid])
+            added["keypoints"] = _into_slots(found, merged.valid)
+        return dataclasses.replace(merged, **added)
 
-    def _masks(self, view: View, merged: Detections) -> Tensor:
-        """Probabilities ``(B, D, M, M)`` in the merged boxes as the view shows them."""
+    def _inside(self, view: View, merged: Detections) -> tuple[Tensor | None, Tensor | None]:
+        """What a view shows in the n merged boxes: probabilities ``(n, M, M)`` of masks and ``(n,
+        J, S, S)`` of keypoints."""
         boxes = view.boxes_to_view(merged.boxes)
         own = [own[valid] for own, valid in zip(boxes, merged.valid, strict=True)]
         labels = merged.labels[merged.valid]
         features = self.model.extract_features(view.images, view.image_sizes, own, labels)
-        probability = features.mask_logits.float().sigmoid()
-        if view.flipped:
-            probability = probability.flip(2)
-        masks = probability.new_zeros((*merged.valid.shape, *probability.shape[1:]))
-        masks[merged.valid] = probability
-        return masks
+        masks = heatmaps = None
+        if self.model.has_masks:
+            masks = features.mask_logits.float().sigmoid()
+            masks = masks.flip(2) if view.flipped else masks
+        if self.model.has_keypoints:
+            logits = features.keypoint_logits.float()
+            heatmaps = logits.flatten(2).softmax(2).view_as(logits)
+            heatmaps = heatmaps.flip(3)[:, self.keypoint_flip] if view.flipped else heatmaps
+        return masks, heatmaps
+
+
+def _into_slots(values: Tensor, valid: Tensor) -> Tensor:
+    """``(B, D, ...)`` with the values ``(n, ...)`` where ``valid``, ``(B, D)`` bool, and zeros."""
+    slots = values.new_zeros((*valid.shape, *values.shape[1:]))
+    slots[valid] = values
+    return slots
 
 
 def make_view(images: Tensor, image_sizes: Tensor, scale: float, flipped: bool) -> View:
@@ -185,12 +217,15 @@ def merge_detections(found: Sequence[Detections], nms_threshold: float) -> Detec
     )
 
 
-def with_augmentation(model: nn.Module, tta: Mapping[str, Any] | None) -> nn.Module:
+def with_augmentation(
+    model: nn.Module, tta: Mapping[str, Any] | None, keypoint_flip: Sequence[int] | None = None
+) -> nn.Module:
     """The model, looking several times where ``evaluation.tta`` says so.
 
     Args:
         model: of :mod:`detector.rcnn`.
-        tta: the arguments of :class:`AugmentedDetector`, or ``None``.
+        tta: ``scales``, ``flip`` and ``nms_threshold`` of :class:`AugmentedDetector`, or ``None``.
+        keypoint_flip: likewise.
 
     Raises:
         ValueError: another key, or what :class:`AugmentedDetector` refuses.
@@ -201,4 +236,4 @@ def with_augmentation(model: nn.Module, tta: Mapping[str, Any] | None) -> nn.Mod
     unknown = [key for key in tta if key not in known]
     if unknown:
         raise ValueError(f"evaluation.tta.{unknown[0]} is not known; there are {', '.join(known)}")
-    return AugmentedDetector(model, **tta)
+    return AugmentedDetector(model, **tta, keypoint_flip=keypoint_flip)

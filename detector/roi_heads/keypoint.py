@@ -107,14 +107,26 @@ class KeypointBranch(nn.Module):
         """
         rows = slots_to_compute(detections.valid)
         boxes = take_slots(detections.boxes, rows)
-        heatmaps = self.head(self.pooler(features, boxes, rows // detections.valid.shape[1]))
-        found = heatmaps_to_keypoints(heatmaps, boxes)
-        score = (found[..., 2] - heatmaps.flatten(2).logsumexp(2)).exp()
-        keypoints = put_slots(
-            torch.cat((found[..., :2], score[..., None]), dim=2), rows, like=detections.valid
-        )
+        heatmaps = self.heatmaps(features, boxes, rows // detections.valid.shape[1])
+        keypoints = put_slots(read_keypoints(heatmaps, boxes), rows, like=detections.valid)
         keypoints = keypoints * detections.valid[..., None, None]
         return dataclasses.replace(detections, keypoints=keypoints)
+
+    def heatmaps(self, features: list[Tensor], boxes: Tensor, image_index: Tensor) -> Tensor:
+        """Logits ``(N, J, S, S)`` in boxes ``(N, 4)`` of the images ``(N,)`` of a batch."""
+        return self.head(self.pooler(features, boxes, image_index))
+
+
+def read_keypoints(heatmaps: Tensor, boxes: Tensor) -> Tensor:
+    """Places and scores ``(N, J, 3)``, see :meth:`KeypointBranch.detect`.
+
+    Args:
+        heatmaps: ``(N, J, S, S)`` logits.
+        boxes: ``(N, 4)``.
+    """
+    found = heatmaps_to_keypoints(heatmaps, boxes)
+    score = (found[..., 2] - heatmaps.flatten(2).logsumexp(2)).exp()
+    return torch.cat((found[..., :2], score[..., None]), dim=2)
 
 
 def keypoint_loss(heatmaps: Tensor, cells: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from detector.ops.coordinates import roi_cell_to_image
 from detector.ops.rois import flatten_boxes
+from detector.roi_heads.keypoint import KeypointBranch
 from detector.roi_heads.mask import MaskBranch, mask_logits
 from detector.structures import TensorStruct
 
@@ -43,6 +44,8 @@ class RegionFeatures(TensorStruct):
         mask_features: ``(N, C, S, S)`` that the mask head is given, or ``None`` without masks.
         mask_logits: ``(N, M, M)`` of the class in ``labels``, whose sigmoid is the probability that
             a cell belongs to the object; or ``None`` without masks.
+        keypoint_logits: ``(N, J, S, S)`` whose softmax over the cells is the probability that a
+            keypoint lies in each, or ``None`` without keypoints.
     """
 
     levels: list[Tensor]
@@ -56,6 +59,7 @@ class RegionFeatures(TensorStruct):
     scores: Tensor
     mask_features: Tensor | None = None
     mask_logits: Tensor | None = None
+    keypoint_logits: Tensor | None = None
 
     def cell_centers(self, side: int | None = None) -> Tensor:
         """Where the cells of each box lie: ``(N, side, side, 2)`` points ``(x, y)`` in the pixels
@@ -86,6 +90,7 @@ def region_features(
     labels: Tensor | Sequence[Tensor] | None,
     box_branch: nn.Module,
     mask_branch: MaskBranch | None = None,
+    keypoint_branch: KeypointBranch | None = None,
 ) -> RegionFeatures:
     """Runs the second stage on given boxes.
 
@@ -98,6 +103,7 @@ def region_features(
             ``None`` for the class with the best score.
         box_branch: classifies them.
         mask_branch: predicts their masks, if the model has one.
+        keypoint_branch: predicts their keypoints, likewise.
 
     Raises:
         ValueError: boxes or labels of other shapes, or not as many labels as boxes.
@@ -115,6 +121,9 @@ def region_features(
         if mask_branch.pooler is not None:
             mask_features = mask_branch.pooler(features, boxes, image_index)
         logits = mask_logits(mask_branch.head(mask_features), labels, mask_branch.head.masks)
+    heatmaps = None
+    if keypoint_branch is not None:
+        heatmaps = keypoint_branch.heatmaps(features, boxes, image_index)
     return RegionFeatures(
         levels=features,
         strides=tuple(strides),
@@ -127,6 +136,7 @@ def region_features(
         scores=scores,
         mask_features=mask_features,
         mask_logits=logits,
+        keypoint_logits=heatmaps,
     )
 
 

@@ -1,5 +1,6 @@
 """Several looks at an image, merged: a detector that sees colours stands for a real one."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from detector.engine.augmented_detection import (
     merge_detections,
     with_augmentation,
 )
+from detector.roi_heads.keypoint import read_keypoints
 from detector.structures import Detections
 
 SIDE = 4
@@ -185,9 +187,56 @@ def test_what_makes_no_sense_is_refused(tta, message):
         with_augmentation(SeesColours(), tta)
 
 
-@pytest.mark.parametrize("trait", ["has_keypoints", "needs_proposals"])
-def test_models_that_cannot_be_merged_are_refused(trait):
+def test_models_that_cannot_be_merged_are_refused():
     model = SeesColours()
-    setattr(model, trait, True)
+    model.needs_proposals = True
     with pytest.raises(ValueError, match=r"evaluation\.tta=null"):
         with_augmentation(model, {"flip": True})
+    with pytest.raises(ValueError, match=r"which change places.*evaluation\.tta\.flip=false"):
+        with_augmentation(SeesKeypoints("colour"), {"flip": True}, [])
+    assert with_augmentation(SeesKeypoints("colour"), {"scales": [0.5, 1.0]}) is not None
+
+
+class SeesKeypoints(SeesColours):
+    """Two keypoints of each object: where it is bluest and least blue, which no mirror changes; or
+    its leftmost and rightmost cell, which change places in one."""
+
+    has_keypoints = True
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def detect(self, images, image_sizes):
+        found = super().detect(images, image_sizes)
+        own = [o[v] for o, v in zip(found.boxes, found.valid, strict=True)]
+        features = self.extract_features(images, image_sizes, own, found.labels[found.valid])
+        keypoints = torch.zeros(*found.valid.shape, 2, 3)
+        keypoints[found.valid] = read_keypoints(features.keypoint_logits, torch.cat(own))
+        return dataclasses.replace(found, keypoints=keypoints)
+
+    def extract_features(self, images, image_sizes, boxes, labels):
+        found = super().extract_features(images, image_sizes, boxes, labels)
+        blue = found.mask_logits
+        # Of one row alone, so that there is one highest place.
+        bluest = torch.full((len(blue), 2, SIDE, SIDE), -9.0)
+        bluest[:, :, 1] = torch.stack([blue[:, 1], -blue[:, 1]], dim=1)
+        if self.kind == "side":
+            bluest[:, :, 1] = torch.tensor([[3.0, 1.0, -1.0, -3.0], [-3.0, -1.0, 1.0, 3.0]])
+        found.keypoint_logits = bluest
+        return found
+
+
+@pytest.mark.parametrize("kind, flip", [("colour", [0, 1]), ("side", [1, 0])])
+def test_keypoints_are_merged_as_what_they_are_in_a_mirror(batch, kind, flip):
+    model = SeesKeypoints(kind)
+    plain = model.detect(*batch)
+    same = AugmentedDetector(model, [1.0, 1.0]).detect(*batch)
+    torch.testing.assert_close(same.keypoints, plain.keypoints, rtol=1e-5, atol=1e-5)
+    both = AugmentedDetector(model, flip=True, keypoint_flip=flip).detect(*batch)
+    # Of a mirrored box the highest pixel is that of the other side where two are equally high.
+    torch.testing.assert_close(both.keypoints, plain.keypoints, rtol=1e-4, atol=1.0)
+    assert (plain.keypoints[0, 0, 0, 0] - plain.keypoints[0, 0, 1, 0]).abs() > 10
+    wrong = AugmentedDetector(model, flip=True, keypoint_flip=flip[::-1]).detect(*batch)
+    assert (wrong.keypoints - plain.keypoints).abs().max() > 0.1
+    assert_same(both, plain, 1e-5)

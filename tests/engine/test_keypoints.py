@@ -73,6 +73,23 @@ def test_evaluation_and_its_files_give_the_same_numbers(trained, root, compose_t
     np.testing.assert_allclose(list(numbers.values()), evaluation.stats, atol=1e-12)
 
 
+def test_several_looks_at_each_image(trained, compose_tool, tmp_path):
+    """The same look twice is one look; other sizes and a mirror are not."""
+
+    def run(tta):
+        words = (f"checkpoint={trained}", f"output={tmp_path}", "evaluation.errors=false")
+        evaluate(compose_tool("evaluate", *words, f"evaluation.tta={tta}"))
+        return json.loads((tmp_path / "detections.json").read_text())
+
+    plain, twice = run("null"), run("{scales: [1.0, 1.0]}")
+    assert len(twice) == len(plain)
+    for one, other in zip(plain, twice, strict=True):
+        np.testing.assert_allclose(one["keypoints"], other["keypoints"], atol=2e-3)
+    mirrored = run("{scales: [0.75, 1.0], flip: true}")
+    assert mirrored and mirrored != plain
+    assert all(len(record["keypoints"]) == 3 * len(JOINTS) for record in mirrored)
+
+
 def test_predictions_have_keypoints_by_name(trained, root, compose_tool, tmp_path):
     model = detector.load(trained, device="cpu")
     assert model.keypoint_names == list(JOINTS)
