@@ -37,7 +37,8 @@ class StepGuard:
         self._tolerated = tolerated
         self._scaler = scaler
         parameter = next(model.parameters())
-        self._fused = parameter.is_cuda and getattr(optimizer, "_step_supports_amp_scaling", False)
+        self._on_gpu = parameter.is_cuda
+        self._fused = self._on_gpu and getattr(optimizer, "_step_supports_amp_scaling", False)
         self._bad = torch.zeros((), dtype=torch.bool, device=parameter.device)
         self._in_a_row = torch.zeros((), dtype=torch.int64, device=parameter.device)
         self._frozen = self._bad.clone()
@@ -58,11 +59,11 @@ class StepGuard:
     @property
     def knows_bad(self) -> bool:
         """Whether the last step was a bad one, as far as that is known without waiting."""
-        return not self._bad.is_cuda and bool(self._bad)
+        return not self._on_gpu and bool(self._bad)
 
     def warnings(self) -> list[str]:
         """A sentence if the host has to wait for the GPU in each step."""
-        if not self._bad.is_cuda or self._fused or self._scaler is not None:
+        if not self._on_gpu or self._fused or self._scaler is not None:
             return []
         return [
             f"{type(self._optimizer).__name__} is not fused, so that the host waits for the GPU in "
@@ -118,7 +119,7 @@ class StepGuard:
         return gradient_norm
 
     def _put_back(self) -> None:
-        if not (self._bad.is_cuda or self._bad):
+        if not (self._on_gpu or self._bad):
             return
         for buffers, former in zip(self._buffers, self._former, strict=True):
             kept = torch.where(self._bad, former, _flat(buffers))

@@ -17,6 +17,7 @@ from detector.engine.graphs import (
     WARM_UP,
     CudaRecorder,
     GraphedStep,
+    _numbers_as_tensors,
     bucket_of,
     fill,
     why_not,
@@ -27,7 +28,9 @@ from detector.engine.prefetch import tensors_of
 from detector.engine.runtime import Runtime
 from detector.engine.stopwatch import Stopwatch
 from detector.engine.training_step import TrainingStep
+from detector.ops.slots import keep_empty_slots
 from tests.engine.toy_training import MASKS, toy_batches, toy_config, toy_step
+from tests.rcnn.test_fixed_shapes import Guard
 
 CLOCK = Stopwatch(torch.device("cpu"))
 
@@ -145,6 +148,30 @@ def test_everything_a_graph_reads_or_writes_stays_where_it_is(build, batches) ->
     before = places()
     take(run, step, batches, 3)
     assert places() == before
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_whole_recorded_step_asks_nothing(optimizer: str, build, batches) -> None:
+    """Forward to average, as a GPU takes it, whose guard does not look; likewise for all images."""
+    step = build(f"optimizer={optimizer}", average=0.9)
+    step.guard._on_gpu = step.guard._fused = True
+    run = graphed(step)
+    take(run, step, batches, WARM_UP)  # momenta are there
+    (bucket,) = run.buckets.values()
+    calls = []
+    for batch in batches[:2]:
+        fill(bucket.batch, batch)
+        with (
+            _numbers_as_tensors(step.optimizer, run._rates),
+            keep_empty_slots(),
+            Guard() as guard,
+        ):
+            step.record(bucket.batch, run._average_weight)
+        calls.append(guard.calls)
+    assert calls[0] == calls[1] and sum(calls[0].values()) > 500
+    (name,) = [name for name in calls[0] if "fused" in name]
+    assert name.endswith("tensor_lr"), "a rate that is a number would be recorded as it is"
+    assert any("_foreach_mul_.Tensor" in name for name in calls[0])
 
 
 def test_a_bad_step_freezes_replays_too(build, batches, monkeypatch: pytest.MonkeyPatch) -> None:
