@@ -110,7 +110,7 @@ class TrainingMemory:
 
     def step(self, step: int, batches: Sequence[Batch]) -> contextlib.AbstractContextManager[None]:
         """Around a step (1 is the first) with these batches."""
-        lower = less_memory(self._cfg, self._runtime.precision)
+        lower = less_memory(self._cfg, self._runtime.precision) + _graphs(self._runtime)
         instead = smaller_batch(self._cfg)
         if instead:
             words = " ".join(f"{key}={value}" for key, value in instead.items())
@@ -180,10 +180,15 @@ def explained_detection(
     if runtime.precision == "float32":
         lower.append("the precision of activations: runtime.precision=bf16 (or fp16)")
     lower.append(SMALLER_IMAGES.format(split="val"))
+    lower += _graphs(runtime)
     lower.append("looks at an image: evaluation.tta=null")
     if runtime.torch_device.type != "cpu":
         lower.append("or compute on the CPU: runtime.device=cpu")
     return memory_explained(what, [batch], runtime, lower, instead)
+
+
+def _graphs(runtime: Runtime) -> list[str]:
+    return ["the memory that CUDA graphs keep: runtime.graphs=0"] if runtime.graphs else []
 
 
 def _first_sentence(error: BaseException) -> str:

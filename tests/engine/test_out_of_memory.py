@@ -15,10 +15,11 @@ from omegaconf import DictConfig
 from detector.commands.evaluate import evaluate
 from detector.commands.train import train
 from detector.engine.checkpoint import load_checkpoint
-from detector.engine.out_of_memory import OutOfMemory, memory_explained
+from detector.engine.out_of_memory import OutOfMemory, explained_detection, memory_explained
 from detector.engine.runtime import Runtime
 from detector.predictor import load
 from detector.rcnn import FasterRCNN
+from detector.structures import Batch
 from tests.engine.toy_training import toy_config
 
 GPU = torch.OutOfMemoryError(
@@ -144,3 +145,16 @@ def test_other_errors_pass_as_they_are() -> None:
     ):
         raise RuntimeError("shapes")
     assert not isinstance(raised.value, MemoryError)
+
+
+@pytest.mark.parametrize("graphs", [0, 8])
+def test_graphs_are_named_where_they_keep_memory(graphs: int) -> None:
+    """In an evaluation, whose memory comes on top of theirs."""
+    images = torch.zeros(1, 3, 32, 32)
+    batch = Batch(images, torch.tensor([[32, 32]]), torch.tensor([[32, 32]]), torch.tensor([1]))
+    with (
+        pytest.raises(OutOfMemory) as raised,
+        explained_detection("evaluating", batch, Runtime("cpu", graphs=graphs)),
+    ):
+        raise MemoryError
+    assert ("runtime.graphs=0" in str(raised.value)) == bool(graphs)
