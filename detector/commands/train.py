@@ -88,8 +88,8 @@ def train(
         ValueError, OSError: what the user has to put right, before the first step. OSError: the
             last checkpoint could not be written; the one before is kept.
         NonFiniteLoss: training diverged; the last good checkpoint is kept, and the bad step.
-        SystemExit: with 130, 143 or 138 after Ctrl-C, SIGTERM or SIGUSR1, when all is saved; with
-            2 where another rank has said what is wrong.
+        SystemExit: with 130, 143, 138 or 129 after Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP, when all
+            is saved; with 2 where another rank has said what is wrong.
     """
     if "stages" in cfg.training:
         from detector.commands.alternating import train_alternating  # it trains each of its stages

@@ -325,8 +325,8 @@ def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
     # Ctrl-C, and what a job scheduler sends to stop, reach every process. The main process still
     # wants batches until it has saved; a worker that died first would end it with an error.
-    for name in ("SIGINT", "SIGUSR1"):
-        if hasattr(signal, name):  # Windows has no SIGUSR1
+    for name in ("SIGINT", "SIGUSR1", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has SIGINT alone
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])

@@ -192,7 +192,8 @@ def check_writable(
 
     Raises:
         ValueError: a setting out of its range.
-        OSError: it cannot be written to, or the disk has less free space than that.
+        OSError: it cannot be written to, the disk has less free space than that, or files may not
+            be so large.
     """
     if keep_last < 1 or keep_every < 0:
         raise ValueError(
@@ -209,6 +210,12 @@ def check_writable(
         raise OSError(
             f"run_dir={run.path} cannot be written to ({error}); choose another run_dir"
         ) from error
+    allowed = _largest_file()
+    if content_bytes > allowed:
+        raise OSError(
+            f"run_dir={run.path}: a checkpoint has about {content_bytes / GIB:.2f} GiB, but files "
+            f"may have at most {allowed / GIB:.2f} here; raise `ulimit -f`"
+        )
     inodes = {(f.stat().st_dev, f.stat().st_ino) for f in folder.glob("*.pt")}
     # The last, the best, the copies; one more lies beside them while it is being written.
     num_files = keep_last + 1 + (max_steps // keep_every if keep_every else 0)
@@ -220,6 +227,16 @@ def check_writable(
             f"{needed / GIB:.2f}, each {content_bytes / GIB:.2f}. Free some, choose a run_dir on "
             "another disk, or lower checkpoint.keep_last or set checkpoint.keep_every=0"
         )
+
+
+def _largest_file() -> float:
+    """Bytes that the system lets this process write into one file."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return float("inf")
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return float("inf") if limit == resource.RLIM_INFINITY else limit
 
 
 def checkpoint_bytes(optimizer: torch.optim.Optimizer, *models: nn.Module) -> int:

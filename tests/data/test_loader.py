@@ -116,7 +116,7 @@ def test_workers_do_not_change_the_batches(dataset):
 
 
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="SIGTERM's sender is unknown here")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_workers_outlive_the_signals_that_stop_a_training(dataset, number):
     """The process group gets them; the main process goes on until it has saved."""
     alone = take(build_train_loader(dataset, 3), 12)

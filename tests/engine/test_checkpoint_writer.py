@@ -1,5 +1,6 @@
 import builtins
 import errno
+import resource
 import threading
 from collections import namedtuple
 from pathlib import Path
@@ -149,6 +150,16 @@ def test_too_little_space_is_refused_before_the_first_step(
         check_writable(run, 100, keep_last=2, keep_every=20, max_steps=100)
     run.last.write_bytes(b"there already")
     check_writable(run, 100, keep_last=2, keep_every=20, max_steps=100)
+
+
+def test_files_that_may_not_be_so_large_are_refused(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (99, 99))
+    with pytest.raises(OSError, match=r"at most 0\.00 here; raise `ulimit -f`"):
+        check_writable(run, 100, keep_last=2, keep_every=0, max_steps=100)
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (100, 100))
+    check_writable(run, 100, keep_last=2, keep_every=0, max_steps=100)
 
 
 def test_a_folder_that_cannot_be_written_is_refused(
