@@ -49,10 +49,14 @@ def hyperparameters(cfg: DictConfig) -> dict[str, float | str]:
     asked: list[str] = []
     if HydraConfig.initialized():
         hydra = HydraConfig.get()
-        found = {group: hydra.runtime.choices.get(group) for group in GROUPS}
-        asked = [word.lstrip("+~").partition("=")[0] for word in hydra.overrides.task]
-        for key in [key for key in asked if key.partition("@")[0] in hydra.runtime.choices]:
-            found[key] = hydra.runtime.choices[key]
+        choices = hydra.runtime.choices
+        found = {group: choices.get(group) for group in GROUPS}
+        for word in hydra.overrides.task:
+            key = word.lstrip("+~").partition("=")[0]
+            if key in choices:  # a group, such as experiment/ablation/row@_global_
+                found[key.partition("@")[0].rpartition("/")[2]] = choices[key]
+            else:
+                asked.append(key)
     for key in (*ALWAYS, *asked):
         if key not in found and not {key, key.partition(".")[0]} & {*FREE}:
             found[key] = plain(OmegaConf.select(cfg, key))

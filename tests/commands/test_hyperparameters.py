@@ -3,6 +3,8 @@
 import sys
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -20,7 +22,7 @@ from detector.commands.hyperparameters import final_metrics, hyperparameters
 from detector.commands.train import train
 from detector.engine.metric_log import MetricLog
 from tests.engine.toy_training import toy_config
-from tests.small_trainings import TINY, TINY_MASKS, TINY_SHAPES
+from tests.small_trainings import CONFIGS, TINY, TINY_MASKS, TINY_SHAPES
 
 METRICS = {
     "box": {"AP": 0.25, "AP50": 0.5, "AP75": 0.1, "APs": -1.0},
@@ -54,6 +56,21 @@ def test_values_are_numbers_or_text(compose_tiny):
     found = hyperparameters(compose_tiny("optimizer.lr=0.5", "training.ema_decay=null"))
     assert found["optimizer.lr"] == 0.5 and found["training.ema_decay"] == "null"
     assert all(type(value) in (float, str) for value in found.values())
+
+
+def test_what_the_command_line_chose_is_among_them(monkeypatch):
+    """A group of a package of its own, a key of its own, and a place, which tells nothing."""
+    words = ["experiment=ablation/table2e", "experiment/ablation/row@_global_=mlp2"]
+    words += ["data.train.keep_empty=false", "run_dir=there", "data.root=here"]
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = compose("train", words, return_hydra_config=True)
+    own = OmegaConf.masked_copy(cfg, "hydra")
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", own)
+    found = hyperparameters(cfg)
+    assert (found["experiment"], found["row"]) == ("ablation/table2e", "mlp2")
+    assert (found["model"], found["backbone"]) == ("mask_rcnn_fpn_mlp", "resnet50_fpn")
+    assert found["data.train.keep_empty"] == "false"
+    assert not {"run_dir", "data.root"} & found.keys()
 
 
 def test_later_rows_bring_columns_of_their_own(tmp_path):

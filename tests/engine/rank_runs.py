@@ -45,6 +45,7 @@ BASE = (
     "evaluation.loss=true",
     "checkpoint.every=1",
     "logging.every=1",
+    "logging.histograms=2",
     "distributed.timeout=60s",
 )
 Hook = Callable[[int, int, TrainingStep], None]

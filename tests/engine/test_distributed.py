@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from detector.commands.replay import load_replay
@@ -73,6 +74,19 @@ def test_two_ranks_of_two_images_are_one_of_four(runs: Path, name: str) -> None:
     first, second = load_checkpoint(runs / "one"), load_checkpoint(runs / name)
     assert_weights_close(first, second)
     assert first["loader"]["epoch"] == second["loader"]["epoch"] == 1
+
+
+@pytest.mark.parametrize("name", ["one", "two", "parts"])
+def test_histograms_are_of_the_gradient_of_all_ranks(runs: Path, name: str) -> None:
+    """Its norm, before clipping, is logged; ``parts`` accumulates too."""
+    norms = {r["step"]: r["gradient_norm"] for r in lines(runs, name) if r["kind"] == "training"}
+    events = EventAccumulator(str(runs / name / "tensorboard"), {"histograms": 0}).Reload()
+    squares = dict.fromkeys((2, 4), 0.0)
+    for tag in events.Tags()["histograms"]:
+        for event in events.Histograms(tag) if tag.startswith("gradients_") else ():
+            squares[event.step] += event.histogram_value.sum_squares
+    for step, square in squares.items():
+        assert square**0.5 == pytest.approx(min(norms[step], 10.0), rel=1e-4)
 
 
 def test_sharded_evaluation_finds_what_one_rank_finds(runs: Path) -> None:
