@@ -16,6 +16,7 @@ from detector.engine.checkpoint import best_metric, load_checkpoint
 from detector.evaluation.coco import CocoEvaluator
 from detector.evaluation.voc import NUMBERS
 from detector.structures import Batch, Detections
+from tests.report.page_reader import check_page
 
 
 @pytest.fixture(scope="session")
@@ -107,6 +108,20 @@ def test_a_checkpoint_alone_gives_the_metrics_again(
     evaluate(compose_tool("evaluate", *at, "data.val.splits=[[Shapes,train]]"))
     found = json.loads((tmp_path / "detections.json").read_text())
     assert {record["file_name"].split("_")[0] for record in found} == {"JPEGImages/train"}
+
+
+def test_two_checkpoints_are_drawn_beside_each_other(
+    compose_tool, trained_on_voc: Path, tmp_path: Path
+) -> None:
+    words = (f"checkpoint={trained_on_voc}", f"output={tmp_path}", "report=true")
+    settings = ("evaluation.score_threshold=0.05", "data.num_workers=0")
+    evaluate(compose_tool("evaluate", *words, *settings, f"compare={trained_on_voc}"))
+    page = check_page((tmp_path / "report.html").read_text())
+    names = [value for tag, key, value in page.attributes if (tag, key) == ("img", "alt")]
+    found_by = [name for name in names if "found by" in name]
+    assert found_by and len(found_by) == 2 * len([n for n in names if n.endswith("ground truth")])
+    assert any(name.endswith("found by voc") for name in found_by), "the other's folder"
+    assert "Boxes by VOC's rules" in "".join(page.text)
 
 
 def test_what_cannot_be_measured_is_refused(compose_tool, trained_on_voc: Path) -> None:
