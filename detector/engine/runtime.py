@@ -95,12 +95,12 @@ class Runtime:
         if self.channels_last == "auto":
             reader = "tensor cores read" if device.type == "cuda" else "oneDNN reads"
             self._choose("channels_last", True, f"the layout that {reader}")
-        if self.tf32 == "auto":
-            capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-            self._choose("tf32", capable, "tensor cores have it" if capable else "no such hardware")
         on_gpu = device.type == "cuda"
+        if self.tf32 == "auto":
+            capable = on_gpu and torch.cuda.get_device_capability(device) >= (8, 0)
+            self._choose("tf32", capable, "tensor cores have it" if capable else None)
         if self.tune_convolutions == "auto":
-            why = "batches come in few shapes" if on_gpu else "it is cuDNN's"
+            why = "batches come in few shapes" if on_gpu else None
             self._choose("tune_convolutions", on_gpu, why)
         if self.compile == "auto":
             # Mask R-CNN R50-FPN, 2 x 480 x 640, bf16, NHWC, on one core with AVX512-BF16, five
@@ -113,10 +113,12 @@ class Runtime:
             why = "one launch for each step" if on_gpu else "it takes an NVIDIA GPU"
             self._choose("graphs", 8 if on_gpu else 0, why)
 
-    def _choose(self, key: str, value: str | bool | int, why: str) -> None:
+    def _choose(self, key: str, value: str | bool | int, why: str | None) -> None:
+        """Without a ``why`` there was nothing to choose, and nothing is said."""
         object.__setattr__(self, key, value)
-        text = str(value).lower() if isinstance(value, bool) else str(value)
-        object.__setattr__(self, "choices", (*self.choices, f"{key}={text} ({why})"))
+        if why is not None:
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            object.__setattr__(self, "choices", (*self.choices, f"{key}={text} ({why})"))
 
     @property
     def torch_device(self) -> torch.device:
