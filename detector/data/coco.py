@@ -15,6 +15,7 @@ from detector.data.json_files import (
     find_records,
     no_garbage_collection,
     parse_json,
+    read_content,
     read_records,
 )
 from detector.data.problems import OnError
@@ -70,7 +71,7 @@ def read_coco(
 def _parse(
     annotations: Path, images: Path, keypoint_flip: Sequence[Sequence[str]] | None
 ) -> AnnotationIndex:
-    content = annotations.read_bytes()
+    content = read_content(annotations)
     if len(content) >= _WORTH_SAYING:
         _logger.info("Reading %s (%d MB), once", annotations, len(content) / 1e6)
     with (
@@ -84,5 +85,5 @@ def _parse(
             return parse_dataset(data, annotations, images, keypoint_flip, pieces)
         except (NotRecords, ValueError):
             # What is wrong, if anything is, shows in the whole.
-            data = parse_json(content, annotations)
+            data = parse_json(bytes(content), annotations)
         return parse_dataset(data, annotations, images, keypoint_flip)

@@ -219,9 +219,10 @@ class _Piece:
         if len(odd) > max(2, _MOST_ODD * len(plain)):
             return None
         others = self._parse(begins[odd], ends[odd])
-        if others is None or not self._read_long(singles, start, stop, plain):
+        inside = self._inside(start[plain], stop[plain])
+        if others is None or not self._read_long(singles[plain], inside):
             return None
-        return self._columns(singles, start, stop, breaks, plain, others)
+        return self._columns(singles, start, inside, breaks, plain, others)
 
     def _parse(self, begins: np.ndarray, ends: np.ndarray) -> RecordColumns | None:
         """The columns of some records, by the parser."""
@@ -310,16 +311,14 @@ class _Piece:
         sound = np.searchsorted(wrong, start) == np.searchsorted(wrong, stop - 1)
         return plain & sound, rest[is_break]
 
-    def _read_long(
-        self, singles: np.ndarray, start: np.ndarray, stop: np.ndarray, plain: np.ndarray
-    ) -> bool:
+    def _read_long(self, singles: np.ndarray, inside: np.ndarray) -> bool:
         """Reads the long ones among the wanted numbers, if they are few."""
         numbers = self.numbers
         if not numbers.is_long.any():
             return True
         places = [place for places in self.layout.fields.values() for place in places]
-        wanted = self._inside(start[plain], stop[plain])
-        wanted[singles[plain][:, places]] = True
+        wanted = inside.copy()
+        wanted[singles[:, places]] = True
         long = np.flatnonzero(wanted & numbers.is_long)
         if len(long) > max(2, _MOST_LONG * len(wanted)):
             return False
@@ -339,7 +338,7 @@ class _Piece:
         self,
         singles: np.ndarray,
         start: np.ndarray,
-        stop: np.ndarray,
+        inside: np.ndarray,
         breaks: np.ndarray,
         plain: np.ndarray,
         others: RecordColumns,
@@ -361,7 +360,6 @@ class _Piece:
         for column, other in zip(columns, theirs, strict=True):
             column[odd] = other
         rows, start = np.flatnonzero(plain), start[plain]
-        inside = self._inside(start, stop[plain])
         if self.layout.opening is None:
             rows = start = np.zeros(0, dtype=np.int64)
         # Counted among the numbers of polygons only.

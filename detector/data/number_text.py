@@ -70,12 +70,21 @@ def find_numbers(padded: np.ndarray) -> Numbers:
     lengths = ends - starts
     words = words_of(padded)
 
+    # In place where it can be: what is not allocated anew stays in the processor's cache.
     digits, points = _last_word(words, ends, lengths)
     exists = (points != 0).astype(_U64)
-    before = (points >> _U64(7)) - exists  # all bits below the point
-    through = (points << _U64(1)) - exists  # and those of the point itself
-    squeezed = (digits & ~through) | ((digits & before) << _U64(8))
-    values = _add_up(squeezed) / _DIVISORS[np.bitwise_count(before)]
+    before = points >> _U64(7)
+    before -= exists  # all bits below the point
+    divisors = _DIVISORS[np.bitwise_count(before)]
+    through = points << _U64(1)
+    through -= exists  # those below and those of the point itself
+    before &= digits
+    before <<= _U64(8)
+    np.invert(through, out=through)
+    digits &= through
+    digits |= before
+    values = _add_up(digits).astype(np.float64)
+    values /= divisors
 
     is_long = lengths > WORD
     num_points = np.bitwise_count(points)
@@ -98,13 +107,29 @@ def _last_word(
     What stands before a shorter number becomes zeros.
     """
     shift = ((WORD - np.minimum(lengths, WORD)) << 3).astype(_U64)
-    digits = ((words[ends - WORD] ^ _ZEROS) >> shift) << shift
+    digits = words[ends - WORD]
+    digits ^= _ZEROS
+    digits >>= shift
+    digits <<= shift
     other = digits ^ _POINT
-    return digits, (other - _ONES) & ~other & _HIGH_BITS
+    points = other - _ONES
+    np.invert(other, out=other)
+    points &= other
+    points &= _HIGH_BITS
+    return digits, points
 
 
 def _add_up(digits: np.ndarray) -> np.ndarray:
-    """Eight digits, the first in the lowest byte, as numbers: pairs, then fours, then all."""
-    pairs = (digits * _U64(10 * 2**8 + 1)) >> _U64(8)
-    fours = ((pairs & _U64(0x00FF00FF00FF00FF)) * _U64(100 * 2**16 + 1)) >> _U64(16)
-    return ((fours & _U64(0x0000FFFF0000FFFF)) * _U64(10000 * 2**32 + 1)) >> _U64(32)
+    """Eight digits, the first in the lowest byte, as numbers, in their place.
+
+    Pairs of digits first, then fours, then all.
+    """
+    for factor, bits, mask in (
+        (10, 8, 0x00FF00FF00FF00FF),
+        (100, 16, 0x0000FFFF0000FFFF),
+        (10_000, 32, 0x00000000FFFFFFFF),
+    ):
+        digits *= _U64(factor * 2**bits + 1)
+        digits >>= _U64(bits)
+        digits &= _U64(mask)
+    return digits
