@@ -169,7 +169,7 @@ def _find(
     )
     most = max(len(train_set) // ranks.size, 1)
     with generators_kept():
-        images, peaks = _try(
+        images, peaks = largest_on_all(
             _trials(cfg, model, runtime, ranks, largest, memory, limit), ranks, most
         )
     memory.begin()
@@ -188,7 +188,7 @@ def _find(
     )
 
 
-def _try(trials: TrialSteps, ranks: Ranks, most: int) -> tuple[int, dict[int, float]]:
+def largest_on_all(trials: TrialSteps, ranks: Ranks, most: int) -> tuple[int, dict[int, float]]:
     """Images of each rank, the same for all, and the peaks on this one."""
     images = largest_that_fits(lambda tried: all(ranks.exchange(trials.fits(tried))), most)
     return images, trials.peaks

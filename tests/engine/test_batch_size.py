@@ -14,9 +14,10 @@ from detector.data.collate import Collate
 from detector.data.largest_batch import LargestBatch
 from detector.data.loader import build_train_loader
 from detector.engine import assembly
-from detector.engine.batch_size import TrialSteps, largest_that_fits
+from detector.engine.batch_size import TrialSteps, largest_on_all, largest_that_fits
 from detector.engine.checkpoint import checkpoint_config, load_checkpoint
 from detector.engine.device_memory import HostMemory, cgroup_free, is_out_of_memory, parse_memory
+from detector.engine.distributed import Ranks
 from detector.rcnn import FasterRCNN
 from tests.engine.toy_training import toy_config
 
@@ -86,6 +87,26 @@ def test_what_training_needs_beside_steps_is_kept_free() -> None:
     trials = TrialSteps(memory.step, memory, 20.0, lambda images: 2.0 + 0.5 * images)
     assert largest_that_fits(trials.fits, 100) == 10
     assert trials.peaks[10] == 20.0
+
+
+@pytest.mark.parametrize("other", [3, 8, 20])
+def test_all_ranks_take_what_fits_on_each(other: int) -> None:
+    memory = PretendedMemory(total=11.0, each=1.0, fixed=3.0, forgiving=True)
+    asked = []
+
+    class TwoRanks(Ranks):
+        size = 2
+
+        def __init__(self) -> None:
+            pass
+
+        def exchange(self, value: bool) -> list[bool]:
+            asked.append(memory.tried[-1])  # both try the same number
+            return [value, asked[-1] <= other]
+
+    trials = TrialSteps(memory.step, memory, 11.0)
+    images, peaks = largest_on_all(trials, TwoRanks(), 100)
+    assert images == min(8, other) and peaks[images] == 3.0 + images
 
 
 def test_an_error_that_is_not_about_memory_is_not_swallowed() -> None:
