@@ -193,3 +193,18 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], p
         ) from error
     for group, options in zip(optimizer.param_groups, configured, strict=True):
         group.update(options)
+    _lay_out_alike(optimizer)
+
+
+def _lay_out_alike(optimizer: torch.optim.Optimizer) -> None:
+    """Gives momenta their parameter's order in memory, which that of a checkpoint need not be.
+
+    Fused optimisers go through both from first to last number, and would pair other ones after
+    training has changed between NCHW and NHWC.
+    """
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if not isinstance(value, torch.Tensor) or value.shape != parameter.shape:
+                continue
+            if value.stride() != parameter.stride():
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -1,3 +1,4 @@
+import copy
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,31 @@ def test_fused_momenta_begin_at_zero_which_changes_no_step() -> None:
     plain = build_optimizer(network(), fused=False, **options)
     assert not plain.state
     assert describe_optimizer(ours) == "SGD fused" and "not fused" in describe_optimizer(plain)
+
+
+@pytest.mark.parametrize("algorithm", [torch.optim.SGD, torch.optim.AdamW])
+def test_momenta_follow_their_parameters_into_another_layout(algorithm, tmp_path: Path) -> None:
+    """Trained in NCHW, resumed in NHWC: as if it had been NHWC from the beginning."""
+    options = {"lr": 0.1, "weight_decay": 0.01, "fused": True}
+    options |= {"momentum": 0.9} if algorithm is torch.optim.SGD else {}
+
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+        torch.manual_seed(seed)
+        inputs = torch.randn(2, 3, 8, 8)
+        optimizer.zero_grad()
+        model(inputs).square().sum().backward()
+        optimizer.step()
+
+    torch.manual_seed(0)
+    first = nn.Conv2d(3, 4, 3)
+    expected = copy.deepcopy(first).to(memory_format=torch.channels_last)
+    reference = build_optimizer(expected, algorithm, **options)
+    optimizer = build_optimizer(first, algorithm, **options)
+    step(expected, reference, 1)
+    step(first, optimizer, 1)
+    resumed = copy.deepcopy(first).to(memory_format=torch.channels_last)
+    again = build_optimizer(resumed, algorithm, **options)
+    restore_optimizer(again, optimizer.state_dict(), tmp_path)
+    step(expected, reference, 2)
+    step(resumed, again, 2)
+    torch.testing.assert_close(resumed.weight, expected.weight, rtol=1e-5, atol=1e-6)
