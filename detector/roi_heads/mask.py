@@ -136,10 +136,11 @@ def mask_loss(logits: Tensor, labels: Tensor, goal: Tensor, masks: str) -> Tenso
         background = logits.shape[1] - 1
         classes = torch.where(goal > 0.5, labels[:, None, None], background)
         # As rows: the two-dimensional form has no deterministic kernel on a GPU.
-        rows = logits.movedim(1, -1).flatten(0, 2)
+        rows = _wide(logits).movedim(1, -1).flatten(0, 2)
         loss = F.cross_entropy(rows, classes.flatten(), reduction="none").view_as(goal)
     else:
-        loss = F.binary_cross_entropy_with_logits(_of_class(logits, labels), goal, reduction="none")
+        own = _of_class(logits, labels)
+        loss = F.binary_cross_entropy_with_logits(own, goal.to(own.dtype), reduction="none")
     return loss.mean((1, 2))
 
 
@@ -149,7 +150,7 @@ def mask_probability(logits: Tensor, labels: Tensor, masks: str) -> Tensor:
     Of ``softmax`` the probability of the object's class, against all others and background.
     """
     if masks == "softmax":
-        return _of_class(logits.softmax(1), labels)
+        return _of_class(_wide(logits).softmax(1), labels)
     return _of_class(logits, labels).sigmoid()
 
 
@@ -162,10 +163,16 @@ def mask_logits(logits: Tensor, labels: Tensor, masks: str) -> Tensor:
     if masks != "softmax":
         return own
     place = labels[:, None, None, None].expand(-1, 1, *logits.shape[2:])
-    return own - logits.scatter(1, place, -torch.inf).logsumexp(1)
+    return own - _wide(logits).scatter(1, place, -torch.inf).logsumexp(1)
 
 
 def _of_class(values: Tensor, labels: Tensor) -> Tensor:
-    """``(N, M, M)`` of ``(N, K, M, M)``, or of ``(N, 1, M, M)``, which is any class's."""
+    """``(N, M, M)`` of ``(N, K, M, M)``, or of ``(N, 1, M, M)``, which is any class's; float32 at
+    least."""
     own = labels.clamp(max=values.shape[1] - 1)[:, None, None, None]
-    return values.gather(1, own.expand(-1, 1, *values.shape[2:]))[:, 0]
+    return _wide(values.gather(1, own.expand(-1, 1, *values.shape[2:]))[:, 0])
+
+
+def _wide(values: Tensor) -> Tensor:
+    """In float32 at least."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -79,8 +79,12 @@ class FCNMaskHead(nn.Module):
         nn.init.zeros_(self.logits.bias)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """``(N, C, M/2, M/2)`` to logits ``(N, K, M, M)``, or 1 or K + 1 instead of K."""
-        return self.logits(F.relu(self.deconv(self.convs(pooled)))).float()
+        """``(N, C, M/2, M/2)`` to logits ``(N, K, M, M)``, or 1 or K + 1 instead of K.
+
+        In the precision that the model runs in: of K classes all but one are left, so what makes
+        float32 of them comes after.
+        """
+        return self.logits(F.relu(self.deconv(self.convs(pooled))))
 
 
 class MLPMaskHead(nn.Module):
@@ -129,8 +133,9 @@ class MLPMaskHead(nn.Module):
         nn.init.zeros_(self.logits.bias)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """``(N, C, S, S)`` to logits ``(N, K, M, M)``, or 1 or K + 1 instead of K."""
+        """``(N, C, S, S)`` to logits ``(N, K, M, M)``, or 1 or K + 1 instead of K; their precision
+        is that of :class:`FCNMaskHead`."""
         x = pooled.flatten(1)
         for layer in map(self.get_submodule, self.fcs):
             x = F.relu(layer(x))
-        return self.logits(x).float().unflatten(1, (-1, self.mask_size, self.mask_size))
+        return self.logits(x).unflatten(1, (-1, self.mask_size, self.mask_size))
