@@ -86,4 +86,5 @@ def test_batches_are_full_and_resumed_exactly():
     seen = Counter(index for batch in epochs[0] for _, index in batch)
     assert seen[4] >= 3 and seen[2] >= 2 and set(seen) == set(range(5))
     following = batches.starting_at(0, 2)
-    assert [next(following) for _ in range(3)] == [epochs[0][2], epochs[1][0], epochs[1][1]]
+    found = [[key[:2] for key in next(following)] for _ in range(3)]
+    assert found == [epochs[0][2], epochs[1][0], epochs[1][1]]
