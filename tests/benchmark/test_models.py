@@ -73,7 +73,7 @@ def test_both_sides_do_the_same_and_are_reported(what, in_this_process):
     ours, theirs = (sides[f"{side}, float32, contiguous"] for side in ("ours", "torchvision"))
     for side in sides.values():
         assert side["images_per_second"] == 1 / side["seconds_per_image"] > 0
-        assert side["peak_bytes"] >= 0
+        assert "peak_bytes" in side  # of one process for all sides it says nothing
     # The arithmetic is the same on both sides, up to how many RoIs were foreground.
     assert ours["flops"] == pytest.approx(theirs["flops"], rel=0.1)
     if what == "train":
