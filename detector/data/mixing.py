@@ -66,14 +66,16 @@ def check_size(owner: ImageMix, size: Sequence[int] | int | None) -> tuple[int, 
     return sides[0], sides[1]
 
 
-def cut_to(sample: Sample, x1: float, y1: float, x2: float, y2: float) -> Sample:
+def cut_to(
+    sample: Sample, x1: float, y1: float, x2: float, y2: float, min_side: float = MIN_BOX_SIDE
+) -> Sample:
     """The objects inside a rectangle of the image, which stays as it is.
 
-    Masks, and boxes that hold them, end at its sides. Objects less than a pixel wide or high are
-    dropped; keypoints outside are no longer labelled.
+    Masks, and boxes that hold them, end at its sides. Objects outside, or less than ``min_side``
+    pixels wide or high, are dropped; keypoints outside are no longer labelled.
     """
     limit = np.array([x1, y1, x2, y2], np.float32)
-    if _is_within(sample, limit):
+    if _is_within(sample, limit, min_side):
         return sample
     frame = regions.to_paths([regions.rectangle(*limit)])
     boxes = _between(sample.boxes, limit)
@@ -91,7 +93,8 @@ def cut_to(sample: Sample, x1: float, y1: float, x2: float, y2: float) -> Sample
         points = keypoints[..., :2]
         outside = ((points < limit[:2]) | (points > limit[2:])).any(axis=2)
         keypoints = np.where(outside[..., None], np.float32(0), keypoints)
-    return with_objects(sample, boxes, masks, keypoints)
+    there = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    return with_objects(sample, boxes, masks, keypoints, there, min_side)
 
 
 def with_objects(
@@ -100,17 +103,18 @@ def with_objects(
     masks: Sequence[regions.Region],
     keypoints: np.ndarray | None,
     keep: np.ndarray | None = None,
+    min_side: float = MIN_BOX_SIDE,
 ) -> Sample:
     """The sample with its objects changed.
 
     Args:
         sample: n objects.
-        boxes: ``(n, 4)``; objects with a side of less than a pixel are dropped.
+        boxes: ``(n, 4)``; objects with a side of less than ``min_side`` pixels are dropped.
         masks: n lists of rings.
         keypoints: ``(n, J, 3)`` or ``None``.
         keep: ``(n,)`` bool, those that are not dropped anyway.
     """
-    large = (boxes[:, 2:] - boxes[:, :2] >= MIN_BOX_SIDE).all(axis=1)
+    large = (boxes[:, 2:] - boxes[:, :2] >= min_side).all(axis=1)
     kept = np.flatnonzero(large if keep is None else large & keep)
     rings = [ring for place in kept for ring in masks[place]]
     return dataclasses.replace(
@@ -162,13 +166,13 @@ def joined(image: np.ndarray, parts: Sequence[Sample]) -> Sample:
     )
 
 
-def _is_within(sample: Sample, limit: np.ndarray) -> bool:
+def _is_within(sample: Sample, limit: np.ndarray, min_side: float) -> bool:
     """Whether nothing is to be cut or dropped."""
     points = [sample.vertices, sample.boxes.reshape(-1, 2)]
     if sample.keypoints is not None:
         points.append(sample.keypoints[sample.keypoints[..., 2] > 0, :2])
     inside = all((each >= limit[:2]).all() and (each <= limit[2:]).all() for each in points)
-    return bool(inside and (sample.boxes[:, 2:] - sample.boxes[:, :2] >= MIN_BOX_SIDE).all())
+    return bool(inside and (sample.boxes[:, 2:] - sample.boxes[:, :2] >= min_side).all())
 
 
 def _between(boxes: np.ndarray, limit: np.ndarray) -> np.ndarray:

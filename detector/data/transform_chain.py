@@ -77,8 +77,10 @@ class TransformChain:
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """The augmented sample. All randomness comes from ``rng``."""
         if not self._preserves_boxes:
-            # What sticks out of the image would be seen again in a border that is added.
-            sample = cut_to(sample, 0, 0, sample.image.shape[1], sample.image.shape[0])
+            # What sticks out of the image would be seen again in a border that is added. How large
+            # objects are is not looked at before they are scaled.
+            height, width = sample.image.shape[:2]
+            sample = cut_to(sample, 0, 0, width, height, min_side=0)
         num_boxes = len(sample)
         proposals = _NO_BOXES if sample.proposals is None else sample.proposals
         keypoints = _NO_POINTS if sample.keypoints is None else sample.keypoints[..., :2]

@@ -236,6 +236,18 @@ def test_what_was_cut_off_does_not_come_back_in_a_border():
     assert [*ring.min(axis=0), *ring.max(axis=0)] == [20, 20, 40, 40]
 
 
+def test_how_large_an_object_is_counts_after_it_is_scaled():
+    """Half a pixel high beside one that sticks out; enlarged it is large enough."""
+    sample = boxes_sample((10, 10, 90, 10.5), (60, 50, 200, 70))
+    augmentation = Augmentation(
+        [A.RandomResizedCrop((800, 1000), scale=(1, 1), ratio=(1.25, 1.25))]
+    )
+    result = augmentation(sample, np.random.default_rng(0))
+    np.testing.assert_allclose(
+        result.boxes, [[100, 100, 900, 105], [600, 500, 1000, 700]], atol=1e-3
+    )
+
+
 def test_evaluation_does_not_mix(build_dataset):
     with pytest.raises(ValueError, match=r"augment\.val: Mosaic mixes images"):
         build_eval_loader(build_dataset([Mosaic()]))

@@ -16,7 +16,7 @@ from tests.data.test_augmentation import make_sample
 from tests.data.test_copy_paste import bitmaps, boxes_sample
 
 HARD = settings(
-    max_examples=20,
+    max_examples=10,
     deadline=None,
     derandomize=True,  # the same cases on every machine
     database=None,
