@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from detector import cli
-from detector.benchmark import model_rows, side_process, torchvision_peer
+from detector.benchmark import model_rows, run, side_process, torchvision_peer
 from detector.benchmark.model_rows import check_found, measure_models
 from detector.benchmark.model_workload import Counts, Workload, make_workload
 from detector.benchmark.side_process import ANSWERS, SideFailed, SideProcess, SideSettings, covered
@@ -52,7 +52,7 @@ def in_this_process(monkeypatch, workload):
 
 def settings(**changes):
     cfg = OmegaConf.load(find_configs() / "benchmark.yaml")
-    return OmegaConf.merge(cfg, {"repeats": 2, "shapes": SHAPES, **changes})
+    return OmegaConf.merge(cfg, {"repeats": 1, "shapes": SHAPES, **changes})
 
 
 @pytest.mark.parametrize("what", ["train", "infer"])
@@ -149,6 +149,22 @@ def test_what_cannot_be_compared_is_refused(monkeypatch, capsys, tmp_path, word,
         cli.run_tool("benchmark")
     assert exit.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_all_is_one_report_of_what_a_device_can_do(monkeypatch):
+    def measured(cfg, device, console):
+        if cfg.what == "kernels":
+            raise ValueError("no compiler")
+        return {"measured": cfg.what}
+
+    monkeypatch.setattr(run, "_measure", measured)
+    report = run.benchmark(settings(what="all", device="cpu"))
+    assert [report[what] for what in ("ops", "infer", "train")] == [
+        {"measured": "ops"},
+        {"measured": "infer"},
+        {"measured": "train"},
+    ]
+    assert report["kernels"] == {"left_out": "no compiler"}
 
 
 def test_a_peer_that_is_not_installed_is_left_out_and_said(monkeypatch):
