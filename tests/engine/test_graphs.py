@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from detector.engine import graphs
-from detector.engine.acceleration import accelerated, build_step
 from detector.engine.distributed import Ranks
 from detector.engine.graphs import (
     WARM_UP,
@@ -29,7 +28,7 @@ from detector.engine.runtime import Runtime
 from detector.engine.stopwatch import Stopwatch
 from detector.engine.training_step import TrainingStep
 from detector.ops.slots import keep_empty_slots
-from tests.engine.toy_training import MASKS, toy_batches, toy_config, toy_step
+from tests.engine.toy_training import toy_batches, toy_step
 from tests.rcnn.test_fixed_shapes import Guard
 
 CLOCK = Stopwatch(torch.device("cpu"))
@@ -301,35 +300,6 @@ def test_trainings_that_cannot_have_graphs(build, monkeypatch: pytest.MonkeyPatc
     step.parallel.ranks = Ranks()
     step.parallel.ranks.size = 2
     assert "several ranks" in why_not(step, 1)
-
-
-def test_a_runtime_that_asks_for_what_is_not_there_is_told(build) -> None:
-    step = build("runtime.graphs=8")
-    said: list[str] = []
-    assert accelerated(step, 1, said.append) is step
-    assert said == ["warning: runtime.graphs=8 has no effect: it takes an NVIDIA GPU"]
-
-
-def test_determinism_turns_compilation_off(build) -> None:
-    step = build("runtime.compile=true")
-    said: list[str] = []
-    torch.use_deterministic_algorithms(True)
-    try:
-        accelerated(step, 1, said.append)
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert len(said) == 1 and said[0].startswith("not compiled: deterministic=true")
-    assert step.model.backbone._compiled_call_impl is None
-
-
-def test_a_step_from_its_configuration(shapes_root: Path, tmp_path: Path, batches) -> None:
-    cfg = toy_config(shapes_root, tmp_path, *MASKS, "training.ema_decay=0.5")
-    cfg.num_classes = 5
-    runtime, model, step = build_step(cfg)
-    before = model.backbone.layers[0].weight.clone()
-    losses = step(batches[:1], 0, CLOCK)
-    assert runtime.device == "cpu" and torch.isfinite(losses["loss"])
-    assert not torch.equal(model.backbone.layers[0].weight, before)
 
 
 def test_what_is_asked_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
