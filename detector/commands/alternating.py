@@ -31,6 +31,7 @@ from detector.commands.train import train
 from detector.config_files import find_configs
 from detector.engine import assembly
 from detector.engine.atomic_file import write_json
+from detector.engine.batch_scaling import is_auto
 from detector.engine.checkpoint import checkpoint_config, load_checkpoint
 from detector.engine.parts import build_without_memory
 from detector.engine.progress import open_console
@@ -281,6 +282,8 @@ def _report_finished(directory: RunDirectory, config: DictConfig, console: Conso
     filled = ["num_classes", "data.train.proposals", "data.val.proposals"]  # by the training itself
     if config.training.max_epochs is not None:
         filled.append("training.max_steps")
+    if is_auto(config.data.batch_size):
+        filled.append("data.batch_size")
     for key in filled:
         OmegaConf.update(config, key, OmegaConf.select(former, key))
     for change in assembly.config_changes(former, config):
