@@ -150,10 +150,15 @@ class _Session:
 
 
 def _prepare(session: _Session) -> dict[str, Any]:
-    """Compiles, fills caches; ``loss`` or ``found`` of the first batch, ``precision`` and what was
-    ``said``."""
+    """Compiles, fills caches; ``loss`` or ``found`` of the first batch, ``precision``, the
+    package's ``version`` and what was ``said``."""
     result = session.run(1)
-    answer: dict[str, Any] = {"precision": session.precision, "said": session.said}
+    package = import_module(session.settings.peer or "detector")
+    answer: dict[str, Any] = {
+        "version": package.__version__,
+        "precision": session.precision,
+        "said": session.said,
+    }
     if session.settings.trains:
         answer["loss"] = float(result)
     else:
@@ -239,7 +244,7 @@ def _look(session: _Session) -> dict[str, Any]:
     spans = [
         (event.start_ns(), event.start_ns() + event.duration_ns())
         for event in events
-        if event.device_type() == torch.autograd.DeviceType.CUDA
+        if event.device_type() == torch.autograd.DeviceType.CUDA and not event.is_user_annotation()
     ]
     return {"host_waits": waits, "busy_share": covered(spans) / 1e9 / seconds}
 

@@ -11,6 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 
+import detector
 from detector import cli
 from detector.benchmark import model_rows, run, side_process, torchvision_peer
 from detector.benchmark.model_rows import check_found, measure_models
@@ -96,6 +97,7 @@ def test_a_side_runs_in_a_process_of_its_own_and_says_what_went_wrong(workload, 
     with SideProcess(ours) as process:
         answer = process.ask("prepare")
         assert answer["precision"] == "float32" and len(answer["found"]) == 1
+        assert answer["version"] == detector.__version__
         assert process.ask("count")["peak_bytes"] > 100 * 2**20  # of its weights at least
     lost = SideSettings(tmp_path / "no.pt", True, "cpu")
     with SideProcess(lost) as process, pytest.raises(SideFailed, match="FileNotFoundError"):
