@@ -26,9 +26,9 @@ class TimeLimit:
     What has to happen after the last step, an evaluation and the last checkpoint, is measured
     whenever it happens, and that much is kept free. Until then an evaluation is taken to last as
     long as training on as many images would. That is a guess: drawing, pasting masks and summing up
-    may take longer. If a third of the time has passed and nothing has been evaluated, or the guess
-    says that time is over, the end is rehearsed with a part of the images (see :meth:`rehearse`):
-    early enough for the rate to fall in what is left, and late enough for objects to be found.
+    may take longer, and the first steps are slow. If a third of the time has passed and nothing has
+    been evaluated, the end is rehearsed with a part of the images (see :meth:`rehearse`): early
+    enough for the rate to fall in what is left, and late enough for objects to be found.
 
     The learning rate follows the time, so that it has fallen to its end when the time is over: see
     :meth:`pace`. What a run computes then depends on the speed of the machine.
@@ -96,7 +96,7 @@ class TimeLimit:
         """Whether it is time to find out what an evaluation takes."""
         if self.limit is None or self._evaluation is not None or not self._steps:
             return False
-        return self.elapsed >= self.limit / 3 or self.is_over
+        return self.elapsed >= self.limit / 3
 
     def rehearse(
         self,
@@ -154,6 +154,8 @@ class TimeLimit:
         """Whether another step would leave too little time for what comes after it."""
         if self.limit is None or (not self._steps and not self._spent):
             return False  # one step at least
+        if self._evaluation is None and self.elapsed < self.limit / 3:
+            return False  # it will be known
         return self.elapsed + max(self._steps, default=0.0) + self.reserve >= self.limit
 
     def pace(self, schedule: Schedule, max_steps: int) -> Callable[[int], float]:
