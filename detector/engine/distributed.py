@@ -143,7 +143,7 @@ class Ranks:
         """
         if self.size == 1 or runtime.torch_device.type != "cuda":
             return runtime
-        if runtime.torch_device.index is not None:
+        if torch.device(runtime.device).index is not None:
             raise ValueError(
                 f"runtime.device={runtime.device}: {self.size} ranks use a GPU each; leave it auto"
             )

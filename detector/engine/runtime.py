@@ -122,7 +122,9 @@ class Runtime:
 
     @property
     def torch_device(self) -> torch.device:
-        return torch.device(self.device)
+        """A GPU with its number, without which some of torch's functions refuse it."""
+        device = torch.device(self.device)
+        return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
     def apply(self) -> None:
         """Sets the process-wide part: the number of threads, the current GPU and its switches.

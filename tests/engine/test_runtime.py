@@ -67,7 +67,8 @@ def test_tf32_is_of_matrix_products_and_convolutions(
     tf32, gpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu((9, 0))
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    numbers: list[int | None] = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: numbers.append(device.index))
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     try:
@@ -77,6 +78,7 @@ def test_tf32_is_of_matrix_products_and_convolutions(
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
     assert not torch.backends.cudnn.benchmark  # tune_convolutions
+    assert numbers == [0], "torch refuses a GPU without its number"
     expected = {True: ("high", True), False: ("highest", False), None: before}
     assert (matmul, convolution) == expected[tf32]
 
