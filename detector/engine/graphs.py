@@ -13,7 +13,7 @@ import dataclasses
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -49,7 +49,7 @@ class Recording(Protocol):
 class Recorder(Protocol):
     """What runs and records steps: :class:`CudaRecorder`, or one of the tests that re-runs them."""
 
-    def warm_up(self, run: Run) -> dict[str, Tensor]: ...
+    def warm_up(self, run: Run, makes_room: bool = True) -> dict[str, Tensor]: ...
 
     def record(self, run: Run) -> Recording: ...
 
@@ -62,7 +62,7 @@ class CudaRecorder:
     nothing takes memory twice.
 
     Args:
-        device: of the step.
+        device: of the step, with its number.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -73,11 +73,18 @@ class CudaRecorder:
         # graph, which is never replayed, keeps it.
         self._keeper = self.record(lambda: {"nothing": torch.zeros((), device=device)})
 
-    def warm_up(self, run: Run) -> dict[str, Tensor]:
-        """Runs, and gives what ``run`` gave."""
+    def warm_up(self, run: Run, makes_room: bool = True) -> dict[str, Tensor]:
+        """Runs, and gives what ``run`` gave.
+
+        Args:
+            run: is run.
+            makes_room: take back first what is kept outside of the pool, since that is not done
+                while a pool is in use. The host waits for it.
+        """
         outside = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(outside)
-        torch.cuda.empty_cache()  # while a pool is in use, no other is asked to give memory back
+        if makes_room:
+            torch.cuda.empty_cache()
         with (
             torch.cuda.stream(self._stream),
             torch.cuda.use_mem_pool(self._pool, self._device),
@@ -85,22 +92,36 @@ class CudaRecorder:
         ):
             results = run()
         outside.wait_stream(self._stream)
-        for result in results.values():
-            result.record_stream(outside)
-        return results
+        # Graphs that were recorded before write where the pool was free then: here.
+        return {name: value.clone() for name, value in results.items()}
 
     def record(self, run: Run) -> Recording:
         """Records; what ``run`` gives has values only after a replay."""
+        outside = torch.cuda.current_stream(self._device)
         graph = torch.cuda.CUDAGraph()
-        with (
-            # Other threads, which pin batches and write checkpoints, may go on with what they do.
-            torch.cuda.graph(
-                graph, pool=self._pool.id, stream=self._stream, capture_error_mode="thread_local"
-            ),
-            torch.autograd.set_multithreading_enabled(False),
-        ):
-            results = run()
+        try:
+            with (
+                # Other threads, which pin batches and write checkpoints, may go on with that.
+                torch.cuda.graph(
+                    graph,
+                    pool=self._pool.id,
+                    stream=self._stream,
+                    capture_error_mode="thread_local",
+                ),
+                torch.autograd.set_multithreading_enabled(False),
+            ):
+                results = run()
+        except BaseException:
+            self._leave(graph, outside)
+            raise
         return _CudaRecording(graph, results)
+
+    def _leave(self, graph: torch.cuda.CUDAGraph, outside: torch.cuda.Stream) -> None:
+        """After a recording that broke, of which torch 2.11 leaves stream and pool in use."""
+        torch.cuda.set_stream(outside)
+        graph.reset()
+        with suppress(RuntimeError):  # it has been left
+            torch._C._cuda_endAllocateToPool(self._device.index, self._pool.id)
 
 
 @dataclass(frozen=True)
@@ -133,8 +154,9 @@ class GraphedStep:
 
     The first steps of a bucket, those with padded images and slots of the same shapes, are taken
     plainly and warm up what a graph needs; then it is recorded. These are steps of the training
-    like all others. When there are more buckets than graphs, the one that was not used for the
-    longest time is forgotten, and warms up again when it comes back.
+    like all others, with the kernels and the numbers that are recorded: a training that is resumed,
+    and warms up once more, has the same bits. When there are more buckets than graphs, the one that
+    was not used for the longest time is forgotten, and warms up again when it comes back.
 
     Args:
         take_step: the plain step.
@@ -168,8 +190,11 @@ class GraphedStep:
         """See :meth:`detector.engine.training_step.TrainingStep.__call__`, for a single batch."""
         (batch,) = map(self.take_step.runtime.move, batches)
         key = bucket_of(batch)
-        if key in self.failed:
-            return self.take_step([batch], step, stopwatch)
+        self._set_numbers(step)
+        if key in self.failed:  # in the memory that is there: another pool would take it twice
+            return self._recorder.warm_up(
+                lambda: self._take_plainly(batch, stopwatch), makes_room=False
+            )
         bucket = self._bucket(key, batch)
         fill(bucket.batch, batch)
         stopwatch.lap("data")
@@ -177,8 +202,7 @@ class GraphedStep:
         if bucket.recording is None and bucket.steps > WARM_UP:
             self._record(key, bucket)
         if bucket.recording is None:
-            return self._recorder.warm_up(lambda: self.take_step([bucket.batch], step, stopwatch))
-        self._set_numbers(step)
+            return self._recorder.warm_up(lambda: self._take_plainly(bucket.batch, stopwatch))
         bucket.recording.replay()
         for parameter, gradient in zip(self._parameters, bucket.gradients, strict=True):
             parameter.grad = gradient  # for those who look at them: other graphs have others
@@ -195,6 +219,10 @@ class GraphedStep:
         self.buckets.move_to_end(key)
         return self.buckets[key]
 
+    def _take_plainly(self, batch: Batch, stopwatch: Stopwatch) -> dict[str, Tensor]:
+        with _numbers_as_tensors(self.take_step.optimizer, self._rates):
+            return self.take_step.record(batch, self._average_weight, stopwatch)
+
     def _record(self, key: tuple, bucket: _Bucket) -> None:
         """Records the bucket's graph, or notes why that cannot be."""
         began = time.perf_counter()
@@ -208,7 +236,7 @@ class GraphedStep:
             return found
 
         try:
-            with _numbers_as_tensors(optimizer, self._rates):
+            with _numbers_as_tensors(optimizer, self._rates, capturable=True):
                 bucket.recording = self._recorder.record(run)
         except Exception as error:  # whatever a step may do that a graph may not
             if isinstance(error, torch.OutOfMemoryError):
@@ -324,13 +352,19 @@ def _copy(place: TensorStruct, given: TensorStruct) -> None:
 
 
 @contextmanager
-def _numbers_as_tensors(optimizer: torch.optim.Optimizer, rates: list[Tensor]) -> Iterator[None]:
-    """Learning rates that a graph reads when it is replayed; outside they are numbers."""
+def _numbers_as_tensors(
+    optimizer: torch.optim.Optimizer, rates: list[Tensor], capturable: bool = False
+) -> Iterator[None]:
+    """Learning rates that a graph reads when it is replayed; outside they are numbers.
+
+    What is ``capturable`` an optimiser wants to be told, and not told elsewhere; a fused one, whose
+    count of steps is on the device in any case, computes the same.
+    """
     former = [dict(group) for group in optimizer.param_groups]
     try:
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-            if "capturable" in group:
+            if capturable and "capturable" in group:
                 group["capturable"] = True
         yield
     finally:

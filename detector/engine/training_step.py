@@ -99,7 +99,9 @@ class TrainingStep:
         stopwatch.lap("update")
         return found
 
-    def record(self, batch: Batch, average_weight: Tensor) -> dict[str, Tensor]:
+    def record(
+        self, batch: Batch, average_weight: Tensor, stopwatch: Stopwatch | None = None
+    ) -> dict[str, Tensor]:
         """The same step, where nothing that changes from step to step comes from the host.
 
         The random numbers of the step have been seeded, and the optimiser's learning rates are
@@ -108,10 +110,13 @@ class TrainingStep:
         Args:
             batch: on the device.
             average_weight: 0-d, see :meth:`detector.engine.weight_average.WeightAverage.follow`.
+            stopwatch: gets the laps, where the step is taken and not only recorded.
         """
-        found = self._take([batch], None, _UNTIMED)
+        stopwatch = stopwatch or _UNTIMED
+        found = self._take([batch], None, stopwatch)
         if self.average:
             self.average.follow(self.model, average_weight)
+        stopwatch.lap("update")
         return found
 
     def seed_step(self, step: int, number: int = 0) -> None:

@@ -3,7 +3,6 @@
 What only CUDA can show, that nothing in the step is fixed but what should be, is in tests/gpu.
 """
 
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from detector.engine import graphs
 from detector.engine.distributed import Ranks
 from detector.engine.graphs import (
     WARM_UP,
-    CudaRecorder,
     GraphedStep,
     _numbers_as_tensors,
     bucket_of,
@@ -41,8 +39,8 @@ class Rerun:
         self.optimizer = optimizer
         self.log: list[str] = []
 
-    def warm_up(self, run):
-        self.log.append("warm up")
+    def warm_up(self, run, makes_room=True):
+        self.log.append("warm up" if makes_room else "plain")
         return run()
 
     def record(self, run):
@@ -147,6 +145,25 @@ def test_everything_a_graph_reads_or_writes_stays_where_it_is(build, batches) ->
     before = places()
     take(run, step, batches, 3)
     assert places() == before
+
+
+def test_warming_up_once_more_changes_no_bit(build, batches) -> None:
+    """As when training is resumed, or a bucket comes back."""
+    found = []
+    for again in (False, True):
+        step = build(average=0.9)
+        run = graphed(step)
+        losses = take(run, step, batches, 6)
+        if again:
+            run.buckets.clear()
+        for number in range(6, 10):
+            set_learning_rate(step.optimizer, lambda n: 1 / (n + 1), number)
+            losses.append(run([batches[number % len(batches)]], number, CLOCK))
+        assert run._recorder.log.count("warm up") == WARM_UP * (1 + again)
+        found.append((losses, step.model.state_dict(), step.average.model.state_dict()))
+    (losses, *weights), (others, *other_weights) = found
+    for one, other in zip([*losses, *weights], [*others, *other_weights], strict=True):
+        assert all(torch.equal(other[name], value) for name, value in one.items())
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -266,14 +283,12 @@ def test_what_cannot_be_recorded_is_taken_plainly_and_why_is_said_once(build, ba
     class Refusing(Rerun):
         def record(self, run):
             try:
-                run()  # as far as it gets
+                # As far as it gets, a capture changes nothing; here it would.
                 raise ValueError("operation not permitted when stream is capturing")
             except ValueError:
                 raise RuntimeError("capture failed") from None
 
     plain, step = build(average=0.9), build(average=0.9)
-    # What a capture runs changes nothing; here it would.
-    step.record = lambda batch, weight: {"loss": torch.zeros(())}
     said: list[str] = []
     run = GraphedStep(step, 2, Refusing(step.optimizer), said.append)
     expected = take(plain, plain, batches, 6)
@@ -282,6 +297,8 @@ def test_what_cannot_be_recorded_is_taken_plainly_and_why_is_said_once(build, ba
     assert len(said) == 1 and "have no CUDA graph: ValueError: operation not permitted" in said[0]
     assert said[0].startswith("warning: steps of 2 images of ")
     assert not run.buckets and len(run.failed) == 1
+    # With what it takes: the memory of the graphs, which would else lie idle.
+    assert run._recorder.log == ["warm up"] * (WARM_UP + 1) + ["plain"] * 2
     assert all(isinstance(group["lr"], float) for group in step.optimizer.param_groups)
 
 
@@ -300,72 +317,6 @@ def test_trainings_that_cannot_have_graphs(build, monkeypatch: pytest.MonkeyPatc
     step.parallel.ranks = Ranks()
     step.parallel.ranks.size = 2
     assert "several ranks" in why_not(step, 1)
-
-
-def test_what_is_asked_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By fakes, in order: one stream and one pool for all, and other threads may go on."""
-    log: list[str] = []
-
-    class Stream:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def wait_stream(self, other) -> None:
-            log.append(f"{self.name} waits for {other.name}")
-
-    class Graph:
-        def replay(self) -> None:
-            log.append("replay")
-
-    @contextmanager
-    def capturing(graph, *, pool, stream, capture_error_mode):
-        assert isinstance(graph, Graph) and capture_error_mode == "thread_local"
-        log.append(f"capture on {stream.name} into {pool}")
-        yield
-        log.append("captured")
-
-    @contextmanager
-    def using(stream):
-        log.append(f"on {stream.name}")
-        yield
-        log.append("off")
-
-    @contextmanager
-    def allocating(pool, device):
-        log.append(f"in {pool.id}")
-        yield
-        log.append("out")
-
-    outside = Stream("outside")
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("side"))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: outside)
-    monkeypatch.setattr(torch.cuda, "stream", using)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "the pool")
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: log.append("empty"))
-    monkeypatch.setattr(torch.cuda, "use_mem_pool", allocating)
-    monkeypatch.setattr(torch.cuda, "graph", capturing)
-    monkeypatch.setattr(Tensor, "record_stream", lambda self, s: log.append(f"kept for {s.name}"))
-
-    recorder = CudaRecorder(torch.device("cpu"))
-    assert log == ["capture on side into the pool", "captured"], "what keeps the pool"
-    log.clear()
-
-    def run() -> dict[str, Tensor]:
-        # Backward runs in the same thread: in another one it would allocate elsewhere.
-        log.append("run" if not torch._C._is_multithreading_enabled() else "run in threads")
-        return {"loss": torch.ones(())}
-
-    assert recorder.warm_up(run)["loss"] == 1
-    assert log == [
-        *("side waits for outside", "empty", "on side", "in the pool", "run", "out", "off"),
-        *("outside waits for side", "kept for outside"),
-    ]
-    log.clear()
-    recording = recorder.record(run)
-    assert log == ["capture on side into the pool", "run", "captured"]
-    recording.replay()
-    assert log[-1] == "replay" and recording.results["loss"] == 1
 
 
 def test_slots_are_rounded_up_to_few_numbers() -> None:

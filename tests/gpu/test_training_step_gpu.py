@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from detector.engine.acceleration import accelerated
-from detector.engine.graphs import WARM_UP, GraphedStep, fill, with_room
+from detector.engine.graphs import WARM_UP, GraphedStep, bucket_of, fill, with_room
 from detector.engine.optimizer import set_learning_rate
 from detector.engine.prefetch import prefetched, tensors_of
 from detector.engine.randomness import set_deterministic
@@ -81,6 +81,12 @@ def take(run, step, batches: list[Batch], steps: range) -> list[dict[str, Tensor
     return found
 
 
+def cropped(batch: Batch, height: int, width: int) -> Batch:
+    """Of another bucket."""
+    images = batch.images[..., :height, :width].contiguous().pin_memory()
+    return dataclasses.replace(batch, images=images)
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_replayed_steps_are_the_plain_ones(optimizer: str, build, batches, deterministic) -> None:
     """30 steps: falling rates, an average of the weights, clipping; both repeat their bits."""
@@ -117,18 +123,33 @@ def test_two_graphed_trainings_have_the_same_bits(build, batches, deterministic)
     assert all(torch.equal(again[name], value) for name, value in weights.items())
 
 
+def test_warming_up_once_more_changes_no_bit(build, batches, deterministic) -> None:
+    """As when training is resumed, or a bucket comes back."""
+    results = []
+    for again in (False, True):
+        step = build(average=0.9)
+        run = GraphedStep(step, 2)
+        found = take(run, step, batches, range(6))
+        if again:
+            run.buckets.clear()
+        found += take(run, step, batches, range(6, 12))
+        results.append([*found, step.model.state_dict(), step.average.model.state_dict()])
+    for one, other in zip(*results, strict=True):
+        assert all(torch.equal(other[name], value) for name, value in one.items())
+
+
 def test_compiled_and_graphed_losses_follow_the_plain_ones(build, batches) -> None:
-    """In bf16: as far apart as two plain trainings that begin with other random numbers."""
+    """300 steps in bf16: as far apart as two plain trainings that draw other samples."""
     plain, other = build("runtime.precision=bf16"), build("runtime.precision=bf16")
     other.seed = 1
     fast = build(*FAST)
     run = accelerated(fast, say=lambda text: None)
     curves = [
-        torch.stack([found["loss"] for found in take(function, step, batches, range(60))])
+        torch.stack([found["loss"] for found in take(function, step, batches, range(300))])
         for function, step in ((plain, plain), (other, other), (run, fast))
     ]
     assert not run.failed, run.failed
-    expected, noise, found = (curve[30:].mean().item() for curve in curves)
+    expected, noise, found = (curve[100:].mean().item() for curve in curves)
     assert abs(found - expected) <= max(3 * abs(noise - expected), 0.02 * expected)
 
 
@@ -151,19 +172,51 @@ def test_a_bad_step_changes_nothing_and_is_seen_when_read(build, batches) -> Non
     assert all(torch.equal(step.model.state_dict()[n], value) for n, value in before.items())
 
 
+def test_losses_of_a_warm_up_outlive_replays_of_older_graphs(build, batches) -> None:
+    """Training reads them many steps later, and both have the same memory."""
+    step = build()
+    run = GraphedStep(step, 2)
+    take(run, step, batches, range(WARM_UP + 2))
+    other = cropped(batches[0], 64, 96)
+    (found,) = take(run, step, [other], range(1))
+    before = {name: value.clone() for name, value in found.items()}
+    take(run, step, batches, range(3))
+    assert run.buckets[bucket_of(other)].recording is None and not run.failed, run.failed
+    for name, value in before.items():
+        assert torch.equal(found[name], value), name
+
+
+def test_a_broken_recording_says_why_and_training_goes_on(build, batches) -> None:
+    """Of one bucket; the next one is recorded all the same."""
+    step = build()
+    record = step.record
+
+    def asking(batch: Batch, weight: Tensor, *stopwatch: Stopwatch) -> dict[str, Tensor]:
+        found = record(batch, weight, *stopwatch)
+        found["loss"].item()
+        return found
+
+    said: list[str] = []
+    run = GraphedStep(step, 2, say=said.append)
+    outside = torch.cuda.current_stream()
+    step.record = asking
+    take(run, step, batches, range(WARM_UP + 2))
+    assert len(run.failed) == 1 and "have no CUDA graph: " in said[0]
+    assert torch.cuda.current_stream() == outside
+    step.record = record
+    found = take(run, step, [cropped(batches[0], 64, 96)], range(WARM_UP + 2))
+    assert "as a CUDA graph" in said[1] and len(run.failed) == 1, said
+    found += take(run, step, batches, range(2))
+    assert all(torch.isfinite(losses["loss"]) for losses in found)
+
+
 def test_the_pool_is_bounded_and_memory_does_not_grow(build, batches) -> None:
     step = build()
     run = GraphedStep(step, 2)
-    shapes = [(96, 96), (64, 96), (96, 64)]
-    cropped = [
-        dataclasses.replace(
-            batches[0], images=batches[0].images[..., :h, :w].contiguous().pin_memory()
-        )
-        for h, w in shapes
-    ]
+    some = [cropped(batches[0], *shape) for shape in ((96, 96), (64, 96), (96, 64))]
     reserved = []
     for turn in range(4):
-        for batch in cropped:
+        for batch in some:
             take(run, step, [batch], range(WARM_UP + 2))
             assert len(run.buckets) <= 2 and not run.failed, run.failed
         torch.cuda.synchronize()
