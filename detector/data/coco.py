@@ -23,7 +23,7 @@ from detector.data.reading import cache_name, cached_index, check_index, check_p
 from detector.data.slow_work import slow_work
 
 # Part of the cache's key: raise it whenever reading the same file gives another index.
-_READER_VERSION = 5
+_READER_VERSION = 6
 
 
 _WORTH_SAYING = 100_000_000  # bytes; some seconds

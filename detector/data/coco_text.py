@@ -23,7 +23,7 @@ from detector.data.coco_masks import can_be_parts, join_parts, make_parts
 from detector.data.json_files import parse_text
 from detector.data.number_text import PADDING, WORD, find_numbers, pad, words_of
 
-_FIELDS = {"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 1, "bbox": 4}
+_FIELDS = ("id", "image_id", "category_id", "iscrowd", "bbox")
 _TRIED_RECORDS = 32  # of the first piece; how most of them are written
 _MOST_ODD = 0.2  # of the records of a piece; more are faster all together
 _MOST_LONG = 0.05  # of the numbers that are wanted
@@ -115,8 +115,9 @@ def learn_layout(text: bytes) -> RecordLayout | None:
     if comma not in (b",", b", "):
         return None
     found_in: dict[tuple, list[RecordLayout]] = {}
-    for record in text.split(b"}" + comma + b"{", _TRIED_RECORDS)[:_TRIED_RECORDS]:
-        record = b"{" + record.removeprefix(b"{").removesuffix(b"}") + b"}"
+    # Without the first and the last brace the text falls into records that lack both.
+    for inside in text[1:-1].split(b"}" + comma + b"{", _TRIED_RECORDS)[:_TRIED_RECORDS]:
+        record = b"{%b}" % inside
         layout = _layout_of(record, comma)
         if layout is not None:
             key = (layout.gaps, layout.opening, layout.tail, layout.num_before)
@@ -126,38 +127,34 @@ def learn_layout(text: bytes) -> RecordLayout | None:
 
 def _layout_of(text: bytes, comma: bytes) -> RecordLayout | None:
     try:
-        record = parse_text(text)
+        record = json.loads(text, object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(record, dict):
+    columns = columns_of([record])
+    # What is taken for a polygon or a box must be one, also where all records are odd alike.
+    if columns is None or columns.runs:
         return None
     values: list[Any] = []  # all numbers in order
     fields: dict[str, list[int]] = {}
     num_before, num_polygon = None, 0
     for key, value in record.items():
-        if key == "segmentation" and value:
-            if not isinstance(value, list) or not all(isinstance(part, list) for part in value):
-                return None
-            num_before, numbers = len(values), [number for part in value for number in part]
-            num_polygon = len(numbers)
+        numbers = _numbers_in(value)
+        if key == "segmentation" and numbers:
+            num_before, num_polygon = len(values), len(numbers)
         else:
-            numbers = value if isinstance(value, list) else [value]
-            numbers = [each for each in numbers if type(each) in (int, float)]
             place = len(values) - num_polygon
             fields[key] = list(range(place, place + len(numbers)))
         values += numbers
     tokens = list(re.finditer(rb"[0-9.]+", text))
-    # Each of them is a number of its own: so there are no digits in keys, no signs, no exponents.
+    # Each of them is a number of its own: so there are no digits in keys, and no exponents.
     if len(tokens) != len(values) or not all(
         _spells(token[0], value) for token, value in zip(tokens, values, strict=True)
     ):
         return None
-    wanted = {key: fields.get(key, []) for key in _FIELDS}
-    if any(
-        len(places) != _FIELDS[key] and (key in record or key != "iscrowd")
-        for key, places in wanted.items()
-    ):
+    # The sign of a zero would become a part of the text around it.
+    if any(text[token.start() - 1 : token.start()] == b"-" for token in tokens):
         return None
+    wanted = {key: fields.get(key, []) for key in _FIELDS}
     ends = [0, *(token.end() for token in tokens)]
     gaps = [text[end : token.start()] for end, token in zip(ends, tokens, strict=False)]
     opening = None
@@ -172,6 +169,23 @@ def _layout_of(text: bytes, comma: bytes) -> RecordLayout | None:
         len(gaps) if num_before is None else num_before, wanted,
     )  # fmt: skip
     return None if any(layout.separator in gap for gap in gaps) else layout
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose values stand in the order of the text; keys that come twice have none."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        raise ValueError("a key comes twice")
+    return record
+
+
+def _numbers_in(value: Any) -> list[int | float]:
+    """All numbers of a value in the order of the text."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [number for each in value for number in _numbers_in(each)]
+    return [value] if type(value) in (int, float) else []
 
 
 def _spells(text: bytes, value: Any) -> bool:

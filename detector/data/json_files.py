@@ -86,11 +86,11 @@ def find_records(content: memoryview | bytes, key: str) -> tuple[Any, int, int]:
     ends = _AFTER_RECORDS.finditer(content, begin.end())
     for end, _ in zip(ends, range(_MAX_ENDS), strict=False):
         try:
-            rest = parse_text(b"".join([content[: begin.end()], content[end.end() - 1 :]]))
+            rest = parse_text(b"".join([content[: begin.end()], b"0", content[end.end() - 1 :]]))
         except (ValueError, RecursionError):
             continue
-        if isinstance(rest, dict) and rest.get(key) == []:
-            return rest, begin.end(), end.start() + 1
+        if isinstance(rest, dict) and rest.get(key) == [0]:  # of equal keys the last one counts
+            return rest | {key: []}, begin.end(), end.start() + 1
     raise NotRecords
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 import detector.data.json_files as json_files
 from detector.data.coco import read_coco
 from detector.data.coco_bulk import columns_of
+from detector.data.coco_records import parse_dataset
 from detector.data.coco_text import RecordScanner, learn_layout
 
 COMPACT, SPACED = (",", ":"), (", ", ": ")
@@ -25,6 +27,10 @@ KEY_ORDERS = {
         "note", "id", "scores", "image_id", "category_id", "flag", "segmentation", "bbox",
     ],
 }  # fmt: skip
+ARRAYS = (
+    *("annotation_ids", "annotation_offsets", "boxes", "labels", "crowd"),
+    *("ring_offsets", "vertex_offsets", "vertices"),
+)
 RUNS = {"counts": [3, 5, 4], "size": [3, 4]}
 
 
@@ -147,6 +153,53 @@ def test_what_is_written_in_no_known_way_is_left_to_the_parser(text):
     assert RecordScanner()(text) is None
 
 
+ODD_ALIKE = [
+    {"segmentation": value}
+    for value in (0, "", False, {}, 5, [[]], [[], []], [[1, 2, 3, 4, 5, 6], []], [3, 4], RUNS)
+] + [
+    {"id": [5]}, {"image_id": [1]}, {"category_id": [3]}, {"category_id": {"id": 3}},
+    {"iscrowd": [0]}, {"iscrowd": None}, {"bbox": [1, 2, 3, 4, None]}, {"bbox": ["x", 1, 2, 3, 4]},
+    {"bbox": [[1, 2, 3, 4]]}, {"bbox": {"x": 1, "y": 2, "w": 3, "h": 4}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("order", ["COCO's", "polygons last"])
+@pytest.mark.parametrize("change", ODD_ALIKE, ids=str)
+def test_records_that_are_all_odd_alike_are_left_to_the_parser(change, order):
+    records = [record | change for record in make_records(KEY_ORDERS[order])]
+    assert RecordScanner()(as_text(records)) is None
+    records[1:] = make_records(KEY_ORDERS[order])[1:]
+    found = RecordScanner()(as_text(records))
+    if found is not None:  # the first one was parsed
+        check_same(found.columns, records)
+
+
+def test_the_sign_of_a_zero_is_no_text_around_a_number():
+    records = make_records(KEY_ORDERS["COCO's"])
+    for number, record in enumerate(records):
+        record["bbox"][0] = -0.0 if number < 40 else -5.5
+        record["segmentation"][0][0] = -0.0 if number < 40 else -7.5
+    assert RecordScanner()(as_text(records)) is None
+
+
+@pytest.mark.parametrize("extra", ['"id":7', '"bbox":[7,7,7,7]', '"note":null'])
+def test_a_key_that_comes_twice_is_left_to_the_parser(extra):
+    record = '{"bbox":null,"id":7,"note":null,"image_id":7,"category_id":7,"bbox":[7,7,7,7],%s}'
+    assert RecordScanner()((",".join([record % extra] * 9)).encode()) is None
+
+
+@pytest.mark.parametrize("separators", [COMPACT, SPACED])
+@pytest.mark.parametrize(
+    "extra",
+    [{"attributes": {"occluded": False, "rotation": 4.5}}, {"more": [{"a": [1, 2]}, [], None]}],
+    ids=str,
+)
+def test_other_objects_in_records_do_not_slow_them_down(extra, separators, monkeypatch):
+    records = [record | extra for record in make_records(KEY_ORDERS["COCO's"])]
+    monkeypatch.setattr("detector.data.coco_text.parse_text", _refuse)
+    check_same(RecordScanner()(as_text(records, separators)).columns, records)
+
+
 def test_mostly_odd_records_are_left_to_the_parser_and_so_is_the_rest_of_the_file(monkeypatch):
     plain = make_records(KEY_ORDERS["COCO's"])
     odd = [record | {"segmentation": RUNS} for record in plain[:40]] + plain[40:]
@@ -182,6 +235,47 @@ def test_damaged_text_is_never_taken_for_something_else(edits):
         check_same(found.columns, json.loads(b"[%b]" % bytes(text)))
 
 
+CHANGES = st.sampled_from([*ODD, *ODD_ALIKE, {"bbox": [-0.0, 3, 5, 6]}, {"iscrowd": 1}, {"id": 1}])
+
+
+@settings(max_examples=400, deadline=None, derandomize=True, database=None)
+@given(data=st.data())
+def test_any_file_gives_what_parsing_the_whole_gives(data):
+    """Records that are odd alike, or some of them; other keys, orders, spaces and pieces."""
+    keys = data.draw(st.permutations(KEY_ORDERS[data.draw(st.sampled_from(list(KEY_ORDERS)))]))
+    records = make_records(keys, data.draw(st.integers(1, 40)), data.draw(st.integers(0, 99)))
+    alike = data.draw(st.lists(CHANGES, max_size=2))
+    some = data.draw(st.lists(st.tuples(st.integers(0, 39), CHANGES), max_size=3))
+    for record in records:
+        for change in alike:
+            record |= change
+    for place, change in some:
+        records[place % len(records)] |= change
+    whole = {
+        "images": [{"id": n, "file_name": f"{n}", "width": 640, "height": 640} for n in range(9)],
+        "annotations": [record | {"image_id": 1, "category_id": 3} for record in records]
+        if data.draw(st.booleans())
+        else records,
+        "categories": [{"id": 3, "name": "cat"}],
+    }
+    order = data.draw(st.permutations(list(whole)))
+    separators = data.draw(st.sampled_from([COMPACT, SPACED, (" ,", " : ")]))
+    text = json.dumps({key: whole[key] for key in order}, separators=separators).encode()
+
+    def outcome(*pieces) -> list | str:
+        try:
+            index = parse_dataset(*pieces[:1], Path("f.json"), Path(), None, *pieces[1:])
+        except ValueError as error:
+            return str(error)
+        return [index.skipped, *(getattr(index, name).tobytes() for name in ARRAYS)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_files, "_PIECE_BYTES", data.draw(st.sampled_from([300, 3000, 1 << 19])))
+        rest, start, stop = json_files.find_records(text, "annotations")
+        scanned = outcome(rest, json_files.read_records(text, start, stop, RecordScanner()))
+    assert scanned == outcome(json.loads(text))
+
+
 @pytest.mark.parametrize("piece_bytes", [200, 2000, 1 << 19])
 def test_the_index_is_the_same_however_records_are_read(coco_folder, monkeypatch, piece_bytes):
     plain = coco_folder.data["annotations"][0]
@@ -201,7 +295,7 @@ def test_the_index_is_the_same_however_records_are_read(coco_folder, monkeypatch
     scanned = read("scanned")
     monkeypatch.setattr("detector.data.coco.RecordScanner", lambda: lambda text: None)
     parsed = read("parsed")
-    for name in ("annotation_ids", "boxes", "labels", "crowd", "ring_offsets", "vertices"):
+    for name in ARRAYS:
         one, other = getattr(scanned, name), getattr(parsed, name)
         assert np.array_equal(one, other) and one.dtype == other.dtype, name
     assert scanned.skipped == parsed.skipped and len(scanned.skipped) == 3

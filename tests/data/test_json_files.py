@@ -57,6 +57,7 @@ def test_pieces_together_are_the_whole(monkeypatch, piece_bytes, indent, order):
         "[1]",
         '{"a": {"annotations": [{"b": 1}]}}',
         '{"annotations": [{"b": 1}], "annotations": [{"c": 1}]}',
+        '{"annotations": [{"b": 1}], "annota\\u0074ions": []}',
         '{"annotations": [{"b": 1}]',
         '{"x": "\\"annotations\\": [{}]"}',
         "",
