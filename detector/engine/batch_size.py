@@ -222,8 +222,11 @@ def _trials(
     has_average = cfg.training.ema_decay is not None
     fixed = 0.0 if has_average else -weights  # the copy is where the average will be
     per_image = 0.0
+    gradients = _bytes(p for p in copied.parameters() if p.requires_grad)
     if ranks.size > 1:
-        fixed += _bytes(p for p in copied.parameters() if p.requires_grad)  # one more to exchange
+        fixed += gradients  # one more to exchange
+    elif runtime.graphs:
+        fixed += runtime.graphs * gradients  # each graph has its own
     if runtime.torch_device.type == "cpu":  # where checkpoints are copied to and batches wait
         fixed += checkpoint_bytes(optimizer, model, *([model] if has_average else []))
         per_image = cfg.data.num_workers * PREFETCHED * 3.0 * largest.height * largest.width

@@ -239,5 +239,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error).lower()
-    words = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc")
+    words = ("can't allocate memory", "cannot allocate memory", "out of memory", "alloc_failed")
+    words += ("bad_alloc",)
     return isinstance(error, RuntimeError) and any(word in text for word in words)

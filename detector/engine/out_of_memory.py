@@ -107,16 +107,17 @@ class TrainingMemory:
         self._runtime = runtime
         self._run = run
         self._whole = whole
+        # Made once: a step may take milliseconds.
+        self._instead = smaller_batch(cfg)
+        self._lower = less_memory(cfg, runtime.precision) + _graphs(runtime)
+        if self._instead:
+            words = " ".join(f"{key}={value}" for key, value in self._instead.items())
+            self._lower.insert(0, f"images at a time, with the same gradient: {words}")
 
     def step(self, step: int, batches: Sequence[Batch]) -> contextlib.AbstractContextManager[None]:
         """Around a step (1 is the first) with these batches."""
-        lower = less_memory(self._cfg, self._runtime.precision) + _graphs(self._runtime)
-        instead = smaller_batch(self._cfg)
-        if instead:
-            words = " ".join(f"{key}={value}" for key, value in instead.items())
-            lower.insert(0, f"images at a time, with the same gradient: {words}")
         return memory_explained(
-            f"training, step {step}", batches, self._runtime, lower, instead or None
+            f"training, step {step}", batches, self._runtime, self._lower, self._instead
         )
 
     def __enter__(self) -> Self:
@@ -128,7 +129,7 @@ class TrainingMemory:
         if isinstance(error, OutOfMemory):
             said, instead = str(error), error.instead
         elif is_out_of_memory(error):
-            said, instead = f"out of memory: {_first_sentence(error)}", smaller_batch(self._cfg)
+            said, instead = f"out of memory: {_first_sentence(error)}", self._instead
         elif "DataLoader worker" in str(error) and "killed" in str(error):
             workers = self._cfg.data.num_workers // 2
             said = f"{_first_sentence(error)}: the system ends processes when memory runs out"

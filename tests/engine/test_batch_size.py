@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from types import SimpleNamespace
 
+import albumentations as A
 import numpy as np
 import pytest
 import torch
 
 from detector.commands.train import train
+from detector.data.augmentation import Augmentation
 from detector.data.collate import Collate
+from detector.data.end_of_training import OffAtTheEnd
 from detector.data.largest_batch import LargestBatch
 from detector.data.loader import build_train_loader
 from detector.engine import assembly
-from detector.engine.batch_size import TrialSteps, largest_on_all, largest_that_fits
+from detector.engine.batch_size import TrialSteps, _trials, largest_on_all, largest_that_fits
 from detector.engine.checkpoint import checkpoint_config, load_checkpoint
 from detector.engine.device_memory import HostMemory, cgroup_free, is_out_of_memory, parse_memory
 from detector.engine.distributed import Ranks
+from detector.engine.runtime import Runtime
 from detector.rcnn import FasterRCNN
 from tests.engine.toy_training import toy_config
 
@@ -193,6 +198,17 @@ def test_no_batch_of_the_training_is_larger(shapes_root: Path, tmp_path: Path) -
         assert largest.targets.polygons.max_edges >= batch.targets.polygons.max_edges
 
 
+def test_what_stands_in_the_place_of_others_at_the_end_is_looked_at(
+    shapes_root: Path, tmp_path: Path
+) -> None:
+    cfg = toy_config(shapes_root, tmp_path)
+    dataset = assembly.build_dataset(cfg.data, "train")
+    switch = OffAtTheEnd([A.Resize(64, 96)], last_steps=1, replaced_by=[A.Resize(192, 160)])
+    dataset.augmentation = Augmentation([switch])
+    largest = LargestBatch(dataset, Collate())
+    assert (largest.height, largest.width) == (192, 160)
+
+
 def test_the_number_found_trains_as_the_number_given(
     shapes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
@@ -258,3 +274,17 @@ def test_a_budget_decides_on_a_cpu(
 def test_other_words_for_a_batch_are_refused(shapes_root: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.batch_size=many.*auto"):
         train(toy_config(shapes_root, tmp_path, "data.batch_size=many"))
+
+
+def test_each_graph_has_gradients_of_its_own(shapes_root: Path, tmp_path: Path) -> None:
+    cfg = toy_config(shapes_root, tmp_path)
+    cfg.num_classes = 5
+    model = assembly.build(cfg.model)
+    memory = PretendedMemory(100.0, 1.0, 3.0, True)
+    size = SimpleNamespace(height=128, width=128)
+    none, eight = (
+        _trials(cfg, model, Runtime("cpu", graphs=graphs), Ranks(), size, memory, 1.0)._beside(1)
+        for graphs in (0, 8)
+    )
+    gradients = sum(4 * p.numel() for p in model.parameters() if p.requires_grad)
+    assert eight - none == 8 * gradients
