@@ -280,6 +280,7 @@ def _train(
             *schedule.without_effect(plan.max_steps),
             *check_precise_bn(cfg.training.precise_bn_steps, model),
             *guard.warnings(),
+            *(train_set.augmentation.late_switches(plan.max_steps) if time_limit else ()),
             *setbacks,
         ):
             display.print(f"warning: {warning}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +13,8 @@ from detector.data.mixing import ImageMix
 from detector.data.sample import Sample
 from detector.data.transform_chain import TransformChain
 from detector.data.transform_support import leaves, num_cuts
+
+Condition = Callable[[Moment], bool]
 
 
 class ImageSource(Protocol):
@@ -35,23 +37,25 @@ class Augmentation:
 
     Attributes:
         mixes: the mixes of images among them.
+        switches: the :class:`OffAtTheEnd` among them.
 
     Raises:
         ValueError: masks and boxes cannot follow one of the transforms.
     """
 
     def __init__(self, transforms: Sequence[Any] = (), keypoint_flip: Sequence[int] = ()):
-        self._stages: list[tuple[TransformChain | ImageMix, OffAtTheEnd | None]] = []
-        # Neighbours of one kind and switch make one stage.
-        for (is_mix, switch), group in itertools.groupby(
+        self._stages: list[tuple[TransformChain | ImageMix, Condition | None]] = []
+        self.switches = [entry for entry in transforms if isinstance(entry, OffAtTheEnd)]
+        # Neighbours of one kind and condition make one stage.
+        for (is_mix, applies), group in itertools.groupby(
             _entries(transforms), lambda pair: (isinstance(pair[0], ImageMix), pair[1])
         ):
             entries = [entry for entry, _ in group]
             if not is_mix:
                 entries = [TransformChain(chain, keypoint_flip) for chain in _chains(entries)]
-            self._stages += [(stage, switch) for stage in entries]
-        first, switch = self._stages[0] if self._stages else (None, None)
-        if not isinstance(first, TransformChain) or switch:
+            self._stages += [(stage, applies) for stage in entries]
+        first, applies = self._stages[0] if self._stages else (None, None)
+        if not isinstance(first, TransformChain) or applies:
             # It drops what lies outside the image as files have it, which nothing else would.
             self._stages.insert(0, (TransformChain((), keypoint_flip), None))
         self.mixes = [stage for stage, _ in self._stages if isinstance(stage, ImageMix)]
@@ -76,6 +80,19 @@ class Augmentation:
         """
         return self._until(len(self._stages), sample, rng, source, moment)
 
+    def late_switches(self, num_steps: int) -> list[str]:
+        """What a training of so many steps does not come to if it is ended before by the time."""
+        said = []
+        for switch in self.switches:
+            if 0 < (first := switch.first_off(num_steps)) < num_steps:
+                names = ", ".join(type(entry).__name__ for entry in switch.transforms)
+                said.append(
+                    f"augment: {names} will be off from step {first + 1} on, which "
+                    "training.time_limit may not leave time for; set training.max_steps to the "
+                    "steps that it does"
+                )
+        return said
+
     def _until(
         self,
         end: int,
@@ -84,8 +101,8 @@ class Augmentation:
         source: ImageSource | None,
         moment: Moment,
     ) -> Sample:
-        for place, (stage, switch) in enumerate(self._stages[:end]):
-            if switch is not None and switch.is_off(moment):
+        for place, (stage, applies) in enumerate(self._stages[:end]):
+            if applies is not None and not applies(moment):
                 continue
             if isinstance(stage, TransformChain):
                 sample = stage(sample, rng)
@@ -106,17 +123,17 @@ class Augmentation:
         return sample
 
 
-def _entries(transforms: Sequence[Any]) -> list[tuple[Any, OffAtTheEnd | None]]:
-    """Every transform with the switch around it."""
-    found: list[tuple[Any, OffAtTheEnd | None]] = []
+def _entries(transforms: Sequence[Any]) -> list[tuple[Any, Condition | None]]:
+    """Every transform with the condition of the switch around it."""
+    found: list[tuple[Any, Condition | None]] = []
     for entry in transforms:
         if not isinstance(entry, OffAtTheEnd):
             found.append((entry, None))
             continue
-        for inner in entry.transforms:
-            if isinstance(inner, OffAtTheEnd):
-                raise ValueError("augment: an OffAtTheEnd inside another; put it beside it")
-            found.append((inner, entry))
+        if any(isinstance(inner, OffAtTheEnd) for inner in entry.transforms + entry.replaced_by):
+            raise ValueError("augment: an OffAtTheEnd inside another; put it beside it")
+        found += [(inner, entry.is_on) for inner in entry.transforms]
+        found += [(inner, entry.is_off) for inner in entry.replaced_by]
     return found
 
 

@@ -19,6 +19,7 @@ class Moment(NamedTuple):
 
 
 LOOKING = Moment()  # no training at all
+AFTER = Moment(0, 0)  # whatever is off at the end is off
 
 
 class SampleKey(NamedTuple):
@@ -46,6 +47,8 @@ class OffAtTheEnd:
         transforms: albumentations transforms or mixes of images, at their place in the list.
         last_steps: how many steps are without them.
         last_fraction: instead, which share of the training is.
+        replaced_by: what stands in their place then, such as a resize to one size where
+            ``transforms`` scale at random.
 
     Raises:
         ValueError: both or neither are given, or one is out of range.
@@ -56,8 +59,10 @@ class OffAtTheEnd:
         transforms: Sequence[Any],
         last_steps: int | None = None,
         last_fraction: float | None = None,
+        replaced_by: Sequence[Any] = (),
     ):
         self.transforms = list(transforms)
+        self.replaced_by = list(replaced_by)
         self.last_steps = last_steps
         self.last_fraction = last_fraction
         if (last_steps is None) == (last_fraction is None):
@@ -78,7 +83,15 @@ class OffAtTheEnd:
         """Whether the transforms are left out; never, where no training is planned."""
         if moment.num_steps is None:
             return False
+        return moment.step >= self.first_off(moment.num_steps)
+
+    def is_on(self, moment: Moment) -> bool:
+        """The opposite."""
+        return not self.is_off(moment)
+
+    def first_off(self, num_steps: int) -> int:
+        """How many steps of a training are finished when they are first left out."""
         last = self.last_steps
         if last is None:
-            last = round(self.last_fraction * moment.num_steps)
-        return moment.step >= moment.num_steps - last
+            last = round(self.last_fraction * num_steps)
+        return max(num_steps - last, 0)

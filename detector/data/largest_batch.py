@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
 
 from detector.data.collate import Collate
 from detector.data.dataset import DetectionDataset
+from detector.data.end_of_training import AFTER, LOOKING, SampleKey
 from detector.data.sample import Sample
 from detector.structures import Batch
 
@@ -98,9 +100,10 @@ def _samples(dataset: DetectionDataset) -> Iterator[Sample]:
     keys = (-objects, -widths * heights, widths / heights, heights / widths)
     chosen = [np.argsort(key, kind="stable")[:_EXTREMES] for key in keys]
     others = np.random.default_rng(0).permutation(len(index))[:_EXTREMES]
+    moments = (LOOKING, AFTER) if dataset.augmentation.switches else (LOOKING,)
     for image in np.unique(np.concatenate([*chosen, others])).tolist():
-        for epoch in range(_EPOCHS):
-            yield dataset[epoch, image]
+        for epoch, moment in itertools.product(range(_EPOCHS), moments):
+            yield dataset[SampleKey(epoch, image, moment)]
 
 
 def _vertices_per_object(dataset: DetectionDataset) -> np.ndarray:

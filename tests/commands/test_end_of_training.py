@@ -33,6 +33,17 @@ def compose_late(compose_tiny):
     return compose
 
 
+@pytest.mark.parametrize("limit", ["1h", None])
+def test_a_time_limit_may_come_before_the_switch_which_is_said(
+    compose_late, tmp_path: Path, capsys, limit
+) -> None:
+    cfg = compose_late(f"run_dir={tmp_path}", "training.max_steps=2")
+    cfg.training.time_limit = limit
+    train(cfg)
+    text = " ".join(capsys.readouterr().out.split())
+    assert ("warning: augment: Mosaic will be off from step 2 on" in text) == (limit is not None)
+
+
 def test_the_switch_is_at_its_step_and_resuming_does_not_move_it(
     compose_late, tmp_path: Path, monkeypatch
 ) -> None:

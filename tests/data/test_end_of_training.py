@@ -10,7 +10,7 @@ import torch
 from detector.data.augmentation import Augmentation
 from detector.data.copy_paste import SimpleCopyPaste
 from detector.data.dataset import DetectionDataset
-from detector.data.end_of_training import Moment, OffAtTheEnd, SampleKey
+from detector.data.end_of_training import AFTER, Moment, OffAtTheEnd, SampleKey
 from detector.data.loader import build_eval_loader, build_train_loader
 from detector.data.mosaic import Mosaic
 from tests.data.test_copy_paste import boxes_sample
@@ -215,9 +215,39 @@ def test_impossible_switches(arguments):
         OffAtTheEnd([A.HorizontalFlip()], **arguments)
 
 
-def test_a_switch_in_a_switch_is_refused():
+@pytest.mark.parametrize("place", ["transforms", "replaced_by"])
+def test_a_switch_in_a_switch_is_refused(place):
+    inside = {"transforms": [], place: [OffAtTheEnd([], last_steps=1)]}
     with pytest.raises(ValueError, match="inside another"):
-        Augmentation([OffAtTheEnd([OffAtTheEnd([], last_steps=1)], last_steps=2)])
+        Augmentation([OffAtTheEnd(**inside, last_steps=2)])
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_something_else_stands_in_its_place(build_dataset, mixed):
+    # Each of the two at its place in the list, for the sample and for partners.
+    scaled = OffAtTheEnd([A.Resize(40, 64)], last_steps=3, replaced_by=[A.Resize(10, 16)])
+    dataset = build_dataset([A.HorizontalFlip(p=1), scaled, *([Mosaic()] if mixed else [])])
+    for step in range(10):
+        sample = dataset[SampleKey(0, 0, Moment(step, 10))]
+        assert sample.image.shape == ((40, 64, 3) if step < 7 else (10, 16, 3))
+        if not mixed:
+            factor = 2 if step < 7 else 0.5
+            np.testing.assert_allclose(sample.boxes, factor * np.array([[24, 3, 30, 9]]))
+    assert dataset[SampleKey(0, 0, AFTER)].image.shape == (10, 16, 3)
+    assert dataset[0].image.shape == (40, 64, 3)
+
+
+def test_what_a_time_limit_may_leave_no_time_for_is_said():
+    augmentation = Augmentation(
+        [
+            OffAtTheEnd([Mosaic(), A.Transpose()], last_fraction=0.1),
+            OffAtTheEnd([A.VerticalFlip()], last_steps=0),
+            OffAtTheEnd([A.HorizontalFlip()], last_fraction=1),
+        ]
+    )
+    (said,) = augmentation.late_switches(200)
+    assert "Mosaic, Transpose will be off from step 181 on" in said
+    assert "training.time_limit" in said and "training.max_steps" in said
 
 
 def test_several_cuts_in_one_container_are_refused():

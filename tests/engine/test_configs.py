@@ -1,10 +1,15 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+
+from detector.data.augmentation import Augmentation
+from detector.data.end_of_training import Moment
+from tests.data.test_augmentation import make_sample
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = [
@@ -173,6 +178,27 @@ def test_copy_paste_is_jitter_and_then_pasting(compose_recipe) -> None:
     for key in ("model", "optimizer", "schedule", "training"):
         assert cfg[key] == plain[key]
     assert cfg.augment.val == plain.augment.val
+
+
+@pytest.mark.parametrize(
+    "name, former, sides", [("lsj", "lsj", (768, 1024)), ("multi_scale", "default", (800, 1067))]
+)
+def test_jitter_that_ends_before_training_does(compose_tool, name, former, sides) -> None:
+    cfg = compose_tool("train", "experiment=mask_rcnn_r50_fpn_1x", f"augment={name}_then_plain")
+    plain = compose_tool("train", "experiment=mask_rcnn_r50_fpn_1x", f"augment={former}")
+    jitter = cfg.augment.train[0].transforms
+    assert [*jitter, *cfg.augment.train[1:]] == list(plain.augment.train)
+    assert cfg.augment.val == plain.augment.val
+    augmentation = Augmentation(instantiate(cfg.augment.train, _convert_="all"))
+    image, rings = np.zeros((480, 640, 3), np.uint8), [np.float32([[9, 9], [600, 9], [600, 400]])]
+    found = {False: set(), True: set()}
+    for step in range(90, 100):
+        for is_late in (False, True):
+            rng = np.random.default_rng(step)
+            moment = Moment(step - 10 * (not is_late), 100)
+            sample = augmentation(make_sample(rings, image), rng, moment=moment)
+            found[is_late].add(sample.image.shape[:2])
+    assert found[True] == {sides} and len(found[False]) > 2
 
 
 def test_the_rows_of_the_tables_are_the_papers(compose_tool) -> None:
