@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from detector.evaluation.curves import ClassCurve, all_curves, confusion_matrix
 from detector.evaluation.detection_table import DetectionTable
-from detector.evaluation.errors import KINDS, error_kinds, gains
+from detector.evaluation.errors import KINDS, error_kinds, gains, interpolated_ap
 from detector.evaluation.matching import Matches, match
 
 IMAGES_LISTED = 12
@@ -105,6 +106,7 @@ def analyse(
     truth: dict[str, list[dict[str, Any]]],
     table: DetectionTable,
     score_threshold: float = 0.5,
+    ap: Callable[[np.ndarray, int], float] = interpolated_ap,
 ) -> ErrorAnalysis:
     """Analyses the detections of every image, the 100 best-scored of each (of VOC all).
 
@@ -113,6 +115,7 @@ def analyse(
         truth: see :func:`detector.evaluation.matching.match`.
         table: the detections, images in the order of ``truth``.
         score_threshold: of the confusion matrix and of the images as a whole.
+        ap: of what gains are, see :func:`detector.evaluation.errors.gains`.
     """
     matches = match(kind, truth, table)
     kinds, missed = error_kinds(matches)
@@ -127,7 +130,7 @@ def analyse(
         kind=kind,
         class_names=[category["name"] for category in truth["categories"]],
         score_threshold=score_threshold,
-        gains=gains(matches, kinds, missed),
+        gains=gains(matches, kinds, missed, ap),
         counts={name: sum(numbers) for name, numbers in per_class.items()},
         counts_per_class=[
             {name: numbers[k] for name, numbers in per_class.items()} for k in range(num_classes)

@@ -17,6 +17,8 @@ all else stays, less the AP50. Detections in crowd regions of their class are no
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from detector.evaluation.matching import Matches
@@ -58,13 +60,40 @@ def error_kinds(
     return kinds, (matches.finders < 0) & ~mended
 
 
-def gains(matches: Matches, kinds: np.ndarray, missed: np.ndarray) -> dict[str, float]:
+def interpolated_ap(right: np.ndarray, num_objects: int) -> float:
+    """COCO's AP at one IoU threshold: the mean of the highest precisions at 101 recalls.
+
+    Args:
+        right: ``(n,)`` bool, the detections of a class, best first.
+        num_objects: of the class; of none the AP is 0.
+    """
+    return float(precision_at_recalls(right, num_objects).mean())
+
+
+def precision_at_recalls(right: np.ndarray, num_objects: int) -> np.ndarray:
+    """The highest precision at recalls of at least 0, .01, ..., 1: ``(101,)``."""
+    if not num_objects:
+        return np.zeros(101)
+    num_right = np.cumsum(right)
+    precision = num_right / np.arange(1, len(right) + 1)
+    highest = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+    return highest[np.searchsorted(num_right / num_objects, np.linspace(0, 1, 101), side="left")]
+
+
+def gains(
+    matches: Matches,
+    kinds: np.ndarray,
+    missed: np.ndarray,
+    ap: Callable[[np.ndarray, int], float] = interpolated_ap,
+) -> dict[str, float]:
     """What AP50 gains where all errors of a kind are mended, by :data:`KINDS` and :data:`ORACLES`.
 
     An error of classification gets the right class and one of localisation the right place, where
     it is the best-scored one for a free object; else it goes, as the other errors do. A missed
     object is no longer asked for. The oracles: every wrong detection goes behind every right one;
     no object that was not found is asked for. A gain is never negative, and 0 of nothing.
+
+    ``ap`` is the AP of a class, see :func:`interpolated_ap`.
     """
     counted = ~matches.ignored
     right = matches.found >= 0
@@ -79,7 +108,7 @@ def gains(matches: Matches, kinds: np.ndarray, missed: np.ndarray) -> dict[str, 
             own = np.flatnonzero(labels == k)
             if objects[k] or len(own):
                 own = own[np.argsort(-scores[own], kind="stable")]
-                values.append(interpolated_ap(right[own], int(objects[k])))
+                values.append(ap(right[own], int(objects[k])))
         return float(np.mean(values)) if values else 0.0
 
     base = mean_ap(labels[counted], scores[counted], right[counted], objects)
@@ -101,26 +130,6 @@ def gains(matches: Matches, kinds: np.ndarray, missed: np.ndarray) -> dict[str, 
     fewer = objects - np.bincount(unfound, minlength=len(objects))
     found["false_negative"] = mean_ap(labels[counted], scores[counted], right[counted], fewer)
     return {kind: max(value - base, 0.0) for kind, value in found.items()}
-
-
-def interpolated_ap(right: np.ndarray, num_objects: int) -> float:
-    """COCO's AP at one IoU threshold: the mean of the highest precisions at 101 recalls.
-
-    Args:
-        right: ``(n,)`` bool, the detections of a class, best first.
-        num_objects: of the class; of none the AP is 0.
-    """
-    return float(precision_at_recalls(right, num_objects).mean())
-
-
-def precision_at_recalls(right: np.ndarray, num_objects: int) -> np.ndarray:
-    """The highest precision at recalls of at least 0, .01, ..., 1: ``(101,)``."""
-    if not num_objects:
-        return np.zeros(101)
-    num_right = np.cumsum(right)
-    precision = num_right / np.arange(1, len(right) + 1)
-    highest = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
-    return highest[np.searchsorted(num_right / num_objects, np.linspace(0, 1, 101), side="left")]
 
 
 def _targets(matches: Matches, kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -91,7 +91,7 @@ class VOCEvaluator(DetectionCollector):
             total = dict.fromkeys(NUMBERS, UNDEFINED)
         metrics, errors = {"voc": total, "per_class": per_class}, {}
         if self._error_threshold is not None:
-            analysis = analyse("voc", self._truth(), table, self._error_threshold)
+            analysis = analyse("voc", self._truth(), table, self._error_threshold, area_ap)
             errors, metrics["voc_errors"] = {"voc": analysis}, analysis.gains
             for numbers, curve in zip(per_class.values(), analysis.curves, strict=True):
                 numbers["voc_threshold"] = curve.best_threshold
@@ -165,6 +165,14 @@ def average_precision(
             area[k, t] = area_under_curve(recall, precision)
             eleven_point[k, t] = mean_at_eleven_recalls(recall, precision)
     return area, eleven_point
+
+
+def area_ap(right: np.ndarray, num_objects: int) -> float:
+    """AP by area of a class's detections, best first, ``(n,)`` bool; 0 without objects."""
+    if not num_objects:
+        return 0.0
+    num_right = np.cumsum(right)
+    return area_under_curve(num_right / num_objects, num_right / np.arange(1, len(right) + 1))
 
 
 def best_objects(

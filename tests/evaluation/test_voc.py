@@ -374,6 +374,7 @@ def test_errors_are_analysed_where_asked_for(index):
     update(evaluator, index, 0, [([10, 5, 30, 25], 0, 0.9), ([10, 6, 30, 25], 0, 0.8)])
     update(evaluator, index, 1, [])
     wrong = evaluator.summarize()
+    assert wrong.metrics["voc_errors"]["missed"] == pytest.approx(1 - wrong.metrics["voc"]["AP50"])
     assert wrong.errors["voc"].counts["duplicate"] == wrong.errors["voc"].counts["missed"] == 1
     assert wrong.errors["voc"].worst["missed"][0].errors[0].object_box == [0, 0, 40, 40]
     assert "duplicate" in rendered(wrong)

@@ -6,7 +6,7 @@ import pytest
 from detector.evaluation.analysis import analyse
 from detector.evaluation.errors import KINDS
 from detector.evaluation.matching import match
-from detector.evaluation.voc import area_under_curve, average_precision, to_inclusive
+from detector.evaluation.voc import area_ap, area_under_curve, average_precision, to_inclusive
 from tests.evaluation.random_truth import random_case
 from tests.evaluation.test_errors import case
 
@@ -48,6 +48,16 @@ def test_right_and_wrong_are_those_of_the_average_precision(seed):
         right = np.cumsum(matches.found[own] >= 0)
         found = area_under_curve(right / objects[k], right / np.arange(1, len(own) + 1))
         assert found == pytest.approx(expected[k, 0], abs=1e-12)
+
+
+def test_gains_are_of_the_area():
+    # Half of the objects are found: the area is a half, and the whole where no more are asked for.
+    boxes = [(10, 10, 40, 40), (100, 100, 40, 40)]
+    truth, table = case(([(0, box) for box in boxes], [(0, boxes[0], 0.9)]))
+    found = analyse("voc", truth, table, 0.5, area_ap)
+    assert found.gains["missed"] == found.gains["false_negative"] == 0.5
+    assert analyse("box", truth, table).gains["missed"] == pytest.approx(50 / 101)
+    assert area_ap(np.array([True]), 0) == area_ap(np.zeros(0, bool), 3) == 0
 
 
 def test_each_rule_that_differs_from_cocos():
