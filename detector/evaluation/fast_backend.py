@@ -71,9 +71,14 @@ class Overlaps:
         )
 
     def __call__(self, image_id: int, category_id: int, limit: int) -> np.ndarray:
-        """``(d, g)`` of the ``limit`` best detections and the objects in their order."""
+        """``(d, g)`` of the ``limit`` best detections and the objects in their order.
+
+        Empty where there are none of either.
+        """
         objects = self._objects[image_id, category_id]
-        start, end = self._ranges[image_id, category_id]
+        start, end = self._ranges.get((image_id, category_id), (0, 0))
+        if start == end or not objects:
+            return np.zeros((0, 0))
         which = self._best_first[start : min(end, start + limit)]
         crowd = [int(annotation["iscrowd"]) for annotation in objects]
         if self._kind == "box":

@@ -59,6 +59,22 @@ def test_pycocotools_is_called_as_its_own_demonstration_does():
         np.testing.assert_allclose(precision, evaluation.eval["precision"], rtol=0, atol=1e-12)
 
 
+def test_pairs_of_images_and_classes_may_be_asked_for_that_have_nothing(monkeypatch):
+    from detector.evaluation.fast_backend import _WithOverlaps
+
+    prepare = _WithOverlaps._prepare
+
+    def forget(self):
+        prepare(self)
+        self._nonempty_iou_pairs = None  # an optimisation of theirs
+
+    expected = accumulate("faster_coco_eval", "mask", *CASES[0], (1, 10, 100))
+    monkeypatch.setattr(_WithOverlaps, "_prepare", forget)
+    found = accumulate("faster_coco_eval", "mask", *CASES[0], (1, 10, 100))
+    for mine, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
 def test_no_detections_at_all():
     truth, table = CASES[0]
     nothing = table.select(np.zeros(len(table), bool))
