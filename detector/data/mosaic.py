@@ -59,9 +59,9 @@ class Mosaic(ImageMix):
         self, sample: Sample, partners: Sequence[Sample], rng: np.random.Generator
     ) -> Sample:
         """The mosaic with ``sample`` in the quarter at the top left."""
-        height, width = self._size(sample)
-        shares = rng.uniform(self.min_share, 1 - self.min_share, size=2)
         # Every quarter has pixels, so that no image vanishes.
+        height, width = (max(side, 2) for side in self._size(sample))
+        shares = rng.uniform(self.min_share, 1 - self.min_share, size=2)
         middle_y, middle_x = (
             min(max(round(float(share) * side), 1), side - 1)
             for share, side in zip(shares, (height, width), strict=True)

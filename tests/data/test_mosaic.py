@@ -147,6 +147,14 @@ def test_boxes_without_masks_end_at_the_quarter():
             assert box[1] >= rows.min() - 1e-4 and box[3] <= rows.max() + 1 + 1e-4
 
 
+@pytest.mark.parametrize("height, width", [(1, 9), (9, 1), (1, 1)])
+def test_an_image_of_one_row(height, width):
+    samples = four(*[(height, width)] * 4)
+    for seed in range(4):
+        found = mosaic_of(Mosaic(), samples, seed)
+        assert found.image.shape == (max(height, 2), max(width, 2), 3)
+
+
 def test_images_without_objects():
     empty = make_sample([], np.zeros((60, 80, 3), np.uint8), [])
     result = mosaic_of(Mosaic(), [empty] * 4, 0)
