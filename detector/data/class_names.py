@@ -21,7 +21,7 @@ def choose_classes(classes: Sequence[str] | Path | str | None, folder: Path) -> 
         ValueError: names are missing, or stand twice.
     """
     if classes is None:
-        there = [folder / name for name in FILE_NAMES if (folder / name).is_file()]
+        there = [name for name in FILE_NAMES if (folder / name).is_file()]
         if not there:
             return None
         classes = there[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -71,6 +72,13 @@ def test_classes_from_the_setting_or_a_file(table):
     for names in ([], ["cat", "cat"], ["cat", 3], [" "]):
         with pytest.raises(ValueError, match="classes"):
             choose_classes(names, table.root)
+
+
+def test_the_file_of_classes_is_found_in_a_relative_folder(table, monkeypatch):
+    (table.root / "labels.txt").write_text("dog\ncat\n")
+    monkeypatch.chdir(table.root.parent)
+    assert choose_classes(None, Path(table.root.name)) == ["dog", "cat"]
+    assert choose_classes("labels.txt", Path(table.root.name)) == ["dog", "cat"]
 
 
 def test_a_second_reading_parses_nothing_until_something_changes(table, monkeypatch):
