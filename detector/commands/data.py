@@ -92,9 +92,10 @@ def _write(cfg: DictConfig, parts: dict[str, AnnotationIndex], console: Console)
             num_copied = place_images(index, names, folder, cfg.images)
             if num_copied and cfg.images == "hardlink":
                 console.print(f"{folder}: {num_copied} images copied, links cannot reach there")
+        # Said before the notes on what the format cannot hold, which is left out of this number.
+        console.print(f"{name}: writing {len(index)} images, {index.num_annotations} annotations")
         for note in form.write(index, names, output, name):
             console.print(f"{name}: {note}", soft_wrap=True, markup=False)
-        console.print(f"{name}: {len(index)} images, {index.num_annotations} annotations written")
     any_part = next(iter(parts.values()))
     console.print(f"read with {form.read_with(any_part, output)}", soft_wrap=True, markup=False)
 
