@@ -138,7 +138,7 @@ class TimeLimit:
             return None
         return (
             f"evaluating {total} batches takes about {self._evaluation:.0f} s here, so that "
-            f"training.time_limit={self.limit:.0f} will be exceeded by about {late:.0f} s; raise "
+            f"training.time_limit={self.limit:.0f}s will be exceeded by about {late:.0f} s; raise "
             "it, or evaluate on fewer or smaller images"
         )
 
