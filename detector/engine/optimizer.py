@@ -123,7 +123,7 @@ def build_optimizer(
     )
     try:
         optimizer = algorithm(groups, lr=lr, weight_decay=weight_decay, **options)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"optimizer: {algorithm.__name__} refused its options: {error}") from error
     _begin_momenta(optimizer)
     return optimizer

@@ -73,6 +73,8 @@ def test_an_sgd_step_is_the_papers_formula() -> None:
 def test_an_unknown_option_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="momentun"):
         build_optimizer(network(), torch.optim.SGD, lr=0.1, weight_decay=0.0, momentun=0.9)
+    with pytest.raises(ValueError, match=r"optimizer: SGD .* learning rate: -1"):
+        build_optimizer(network(), torch.optim.SGD, lr=-1, weight_decay=0.0)
 
 
 def test_restored_momenta_continue_under_the_rates_configured_now() -> None:
