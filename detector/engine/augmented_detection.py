@@ -233,6 +233,11 @@ def with_augmentation(
     if tta is None:
         return model
     known = ("scales", "flip", "nms_threshold")
+    if not isinstance(tta, Mapping):
+        raise ValueError(
+            f"evaluation.tta={tta}: say how to look, such as "
+            "'evaluation.tta={scales: [0.8, 1.0, 1.2], flip: true}', or write null"
+        )
     unknown = [key for key in tta if key not in known]
     if unknown:
         raise ValueError(f"evaluation.tta.{unknown[0]} is not known; there are {', '.join(known)}")

@@ -177,6 +177,7 @@ def test_merging_keeps_the_best_of_a_class_and_other_classes():
 @pytest.mark.parametrize(
     "tta, message",
     [
+        (True, r"evaluation\.tta=True: .*scales: "),
         ({"scales": []}, "scales"),
         ({"scales": [0.0]}, "0.1 to 10"),
         ({"sizes": [800]}, r"sizes is not known; there are scales, flip"),
