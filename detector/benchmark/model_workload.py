@@ -105,6 +105,14 @@ class Workload:
 COUNTS = Counts()
 
 
+def _is_shape(shape: object) -> bool:
+    if not isinstance(shape, list | tuple) or len(shape) != 3:
+        return False
+    if not all(isinstance(number, int) and number > 0 for number in shape):
+        return False
+    return shape[1] % 32 == 0 and shape[2] % 32 == 0
+
+
 def make_workload(
     network: str,
     peer: str,
@@ -126,12 +134,11 @@ def make_workload(
     """
     if network not in NETWORKS:
         raise ValueError(f"network={network}: {' or '.join(NETWORKS)} can be compared")
-    for shape in shapes:
-        if len(shape) != 3 or min(shape) < 1 or shape[1] % 32 or shape[2] % 32:
-            raise ValueError(
-                f"shapes={list(map(list, shapes))}: give [images, height, width] of each batch, "
-                "sides in multiples of 32"
-            )
+    if not isinstance(shapes, list | tuple) or not all(map(_is_shape, shapes)):
+        raise ValueError(
+            f"shapes={shapes}: give [images, height, width] of each batch, such as "
+            "shapes=[[2,480,640]], sides in multiples of 32"
+        )
     recipe = _recipe(network, peer).with_overrides(counts.overrides)
     torch.manual_seed(seed)
     model = build(compose_config(recipe).model)

@@ -141,6 +141,7 @@ def test_the_busy_time_counts_what_overlaps_once():
         ("against=mmdet", "torchvision or detectron2"),
         ("network=yolo", "mask_rcnn_r50_fpn or faster_rcnn_r50_fpn"),
         ("shapes=[[2,480,650]]", "multiples of 32"),
+        ("shapes=[2,480,640]", "of each batch, such as shapes=[[2,480,640]]"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(monkeypatch, capsys, tmp_path, word, message):
