@@ -376,7 +376,8 @@ def _train(
         log.settings(hyperparameters(cfg), final_metrics(state.evaluation["metrics"]))
         display.print(
             f"finished {state.step} steps in {duration(time.monotonic() - began)}; "
-            f"see {run.metrics} and the pictures in {run.pictures}"
+            f"see {run.metrics}"
+            + (f" and the pictures in {run.pictures}" if cfg.logging.pictures else "")
         )
     metrics = state.evaluation["metrics"]
     if ranks.is_first:

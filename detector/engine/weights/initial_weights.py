@@ -146,7 +146,10 @@ def read_initial_checkpoint(init: Mapping[str, Any]) -> dict[str, Any] | None:
         FileNotFoundError, ValueError: see there.
     """
     source = init.get("checkpoint")
-    return None if source is None else load_any(str(source))
+    try:
+        return None if source is None else load_any(str(source))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"init.checkpoint: {error}") from None
 
 
 def load_initial_checkpoint(
