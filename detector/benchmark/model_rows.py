@@ -220,5 +220,6 @@ def check_found(
         share = near.any(1).mean() if len(near) else 1.0
         assert share >= 0.95 and abs(len(mine["boxes"]) - len(other["boxes"])) <= 5, (
             f"image {image}: {len(mine['boxes'])} detections of ours, {len(other['boxes'])} of "
-            f"theirs, of which ours has {share:.0%}"
+            f"theirs, of which ours has {share:.0%}. On images of less than 128 pixels rounding "
+            "decides so much; else the sides are not the same detector"
         )
