@@ -36,7 +36,7 @@ def run(shapes_root, tmp_path):
 def test_every_format_is_read_by_its_config(run, form, capsys, shapes_root):
     root = run("action=convert", f"to={form}")
     said = capsys.readouterr().out
-    assert "train: 12 images" in said and "val: 4 images" in said
+    assert "train: writing 12 images" in said and "val: writing 4 images" in said
     [command] = [line for line in said.splitlines() if line.startswith("read with ")]
     words = command.removeprefix("read with ").replace("'", "").split()
     config = compose("action=convert", "output=none", *words)
@@ -104,6 +104,6 @@ def test_several_datasets_become_one(run, shapes_root, tmp_path, capsys):
         run("action=convert", output=name)
     words = [f"data.root={tmp_path}", "data=concat", "action=convert", f"output={tmp_path / 'all'}"]
     data(compose(*words, "data.drop=[]"))
-    assert "train: 24 images" in capsys.readouterr().out
+    assert "train: writing 24 images" in capsys.readouterr().out
     config = compose(*words)
     assert OmegaConf.to_container(config.data)["sampler"] == "default"

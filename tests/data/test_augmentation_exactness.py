@@ -161,7 +161,8 @@ def test_outlines_follow_the_pixels(dataset, name, data):
         check_points(before, sample)
         expected = coverage(sample.rings(0), height, width)[..., 0].astype(float) / 255
         assert abs(white.sum() - expected.sum()) < 0.1 * zoom * lengths[1].sum() + 1
-        if expected.sum() > 400:
+        # Of a sliver a few pixels at one end move the centre far.
+        if expected.sum() > max(400, 3 * lengths[1].sum()):
             rows, columns = np.indices(white.shape) + 0.5
             for places in (rows, columns):
                 centres = [(share * places).sum() / share.sum() for share in (white, expected)]

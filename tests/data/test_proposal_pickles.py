@@ -78,6 +78,8 @@ def test_the_mode_may_be_detectron2s_enumeration(index, tmp_path, monkeypatch):
     module = types.ModuleType("detectron2.structures.boxes")
     module.BoxMode = enum.IntEnum("BoxMode", [("XYXY_ABS", 0), ("XYWH_ABS", 1)])
     module.BoxMode.__module__ = module.__name__
+    # By its value; Python 3.11 began with another way, by getattr and the name.
+    module.BoxMode.__reduce_ex__ = lambda mode, protocol: (type(mode), (mode.value,))
     with monkeypatch.context() as patch:
         for name in ("detectron2", "detectron2.structures"):
             patch.setitem(sys.modules, name, types.ModuleType(name))

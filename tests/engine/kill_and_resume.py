@@ -62,8 +62,14 @@ def same(a: object, b: object) -> bool:
 
 
 def end(run_dir: Path) -> dict[str, object]:
-    """The last checkpoint without what may differ: where it was written, and how long it took."""
+    """The last checkpoint without what may differ: where it was written, and how long it took.
+
+    Learning rates neither count nor last: each step sets them, and where the last kill came after
+    the last step, none did.
+    """
     content = load_checkpoint(run_dir)
+    for group in content["optimizer"]["param_groups"]:
+        del group["lr"]
     return {key: value for key, value in content.items() if key not in ("config", "seconds")}
 
 

@@ -129,7 +129,7 @@ def test_a_damaged_checkpoint_is_refused_before_the_data_is_read(compose_tiny, t
 def test_init_on_the_command_line_stands_beside_its_other_settings(monkeypatch, source) -> None:
     seen = []
     module = ModuleType("stand_in")
-    module.train = seen.append
+    module.train = lambda cfg, began: seen.append(cfg)
     monkeypatch.setitem(sys.modules, "stand_in", module)
     monkeypatch.setitem(cli.TOOLS, "train", ("stand_in", ""))
     words = ["init.match_names=true", f"init={source}", "optimizer.lr_multipliers={backbone: 0.1}"]
