@@ -166,4 +166,7 @@ def test_outlines_follow_the_pixels(dataset, name, data):
             rows, columns = np.indices(white.shape) + 0.5
             for places in (rows, columns):
                 centres = [(share * places).sum() / share.sum() for share in (white, expected)]
-                assert centres[0] == pytest.approx(centres[1], abs=0.2 * zoom)
+                # What the areas differ by may lie at one end; a shift does not change them.
+                reach = np.ptp(places[expected > 0]) / 2 / expected.sum()
+                slack = reach * abs(white.sum() - expected.sum())
+                assert centres[0] == pytest.approx(centres[1], abs=0.2 * zoom + slack)
