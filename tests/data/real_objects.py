@@ -5,11 +5,24 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+from hypothesis import HealthCheck, Phase, settings
 
 from detector.data.bitmaps import cover
 from detector.data.dataset import DetectionDataset
 from detector.data.rings import Rings, next_in_ring, offsets_of, trace_runs
 from detector.data.sample import Sample, select_rings
+
+
+def few_cases(max_examples: int) -> settings:
+    """Of Hypothesis: random cases that take long, nothing kept and none made smaller."""
+    return settings(
+        max_examples=max_examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
 
 
 def with_tight_boxes(sample: Sample) -> Sample:

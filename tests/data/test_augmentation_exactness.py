@@ -5,7 +5,7 @@ from pathlib import Path
 import albumentations as A
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from detector.data import regions
@@ -16,16 +16,9 @@ from detector.data.sample import Sample
 from detector.data.scale_jitter import LargeScaleJitter
 from detector.data.transforms import ResizeShortestEdge
 from tests.data.conftest import rasterize_rings
-from tests.data.real_objects import coverage, edges_of, farthest, one_object, with_points
+from tests.data.real_objects import coverage, edges_of, farthest, few_cases, one_object, with_points
 
-HARD = settings(
-    max_examples=6,
-    deadline=None,
-    derandomize=True,  # the same cases on every machine
-    database=None,
-    phases=[Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
+HARD = few_cases(6)
 SIZES = st.integers(150, 700)
 # Whole pixels go to whole pixels.
 WHOLE = {

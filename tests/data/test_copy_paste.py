@@ -9,7 +9,7 @@ from pathlib import Path
 import albumentations as A
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
@@ -19,18 +19,11 @@ from detector.data.dataset import DetectionDataset
 from detector.data.sample import Sample
 from detector.data.scale_jitter import LargeScaleJitter
 from tests.data.conftest import rasterize_rings
-from tests.data.real_objects import edges_of, farthest, with_tight_boxes
+from tests.data.real_objects import edges_of, farthest, few_cases, with_tight_boxes
 from tests.data.test_augmentation import make_sample
 
 ANNOTATIONS = "annotations/instances_val2017.json"
-HARD = settings(
-    max_examples=20,
-    deadline=None,
-    derandomize=True,  # the same cases on every machine
-    database=None,
-    phases=[Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
+HARD = few_cases(20)
 
 
 @pytest.fixture(scope="module")

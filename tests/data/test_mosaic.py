@@ -5,24 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from detector.data.dataset import DetectionDataset
 from detector.data.mosaic import Mosaic
 from detector.data.sample import Sample
-from tests.data.real_objects import coverage, edges_of, farthest, with_tight_boxes
+from tests.data.real_objects import coverage, edges_of, farthest, few_cases, with_tight_boxes
 from tests.data.test_augmentation import make_sample
 from tests.data.test_copy_paste import bitmaps, boxes_sample
 
-HARD = settings(
-    max_examples=10,
-    deadline=None,
-    derandomize=True,  # the same cases on every machine
-    database=None,
-    phases=[Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
+HARD = few_cases(10)
 
 
 @pytest.fixture(scope="module")
